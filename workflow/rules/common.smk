@@ -1,0 +1,47 @@
+# Needs: the merged configuration. Makes: its checks, and the few helpers that rules share.
+import os
+import sys
+
+import yaml
+from snakemake.exceptions import WorkflowError
+
+SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from graft.configuration import check_config, check_references
+from graft.errors import UserError
+from graft.fingerprint import fingerprint
+
+try:
+    check_config(config, Path(workflow.basedir) / "workflow/schemas/config.yaml")
+    with open(config["assets"]) as assets_file:
+        ASSETS = yaml.safe_load(assets_file)
+    check_config(ASSETS, Path(workflow.basedir) / "workflow/schemas/assets.yaml")
+    check_references(config, ASSETS)
+except (UserError, OSError) as error:
+    raise WorkflowError(f"configuration: {error}")
+
+# Every job of a machine shares what torch.compile has compiled.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.abspath("results/compiled"))
+
+
+wildcard_constraints:
+    setting="[A-Za-z0-9_]+",
+    seed="[0-9]+",
+    shard="[0-9]+",
+    path="straight|trigonometric",
+
+
+def code(script):
+    """Fingerprint of the code that a script runs: a rerun trigger that ignores comments."""
+    return fingerprint(SCRIPTS / script)
+
+
+def setting(leaf):
+    """A leaf of the configuration of a job's image setting, as an input or params function."""
+    return lookup(dpath=f"images/settings/{{setting}}/{leaf}", within=config)
+
+
+def shards_of(name, leaf):
+    """Numbers of the shards of an image setting, such as those of its `sampling`."""
+    return range(config["images"]["settings"][name][leaf]["shards"])

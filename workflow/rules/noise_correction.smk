@@ -1,0 +1,66 @@
+# Needs: the data and base of a setting. Makes: the data's noises under the base's exact inverse, and the correctors
+# that learn the law of those noises.
+
+
+rule invert_data:
+    input:
+        data="<results>/images/{setting}/data",
+        base="<results>/images/{setting}/base",
+    output:
+        noise="<results>/images/{setting}/seed{seed}/inverted/shard{shard}.safetensors",
+        summary="<results>/images/{setting}/seed{seed}/inverted/shard{shard}.json",
+    log:
+        "<logs>/invert_data/{setting}_seed{seed}_shard{shard}.log",
+    benchmark:
+        "<benchmarks>/invert_data/{setting}_seed{seed}_shard{shard}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: config["compute"]["threads"]["default"]
+    resources:
+        gpu=config["compute"]["gpu"],
+        mem_mb=2000,
+        runtime=720,
+    params:
+        dequantisation=setting("data/dequantisation"),
+        step_counts=setting("inversion/step_counts"),
+        images=setting("inversion/images"),
+        batch_size=setting("inversion/batch_size"),
+        tolerance=setting("inversion/tolerance"),
+        max_iterations=setting("inversion/max_iterations"),
+        max_unconverged=setting("inversion/max_unconverged"),
+        shards=setting("inversion/shards"),
+        code=code("invert_data.py"),
+    script:
+        "../scripts/invert_data.py"
+
+
+rule train_correctors:
+    input:
+        noise=lambda wildcards: collect(
+            "<results>/images/{{setting}}/seed{{seed}}/inverted/shard{shard}.safetensors",
+            shard=shards_of(wildcards.setting, "inversion"),
+        ),
+    output:
+        model=directory("<results>/images/{setting}/seed{seed}/correctors/{path}"),
+        timing="<results>/images/{setting}/seed{seed}/correctors/{path}_timing.json",
+    log:
+        "<logs>/train_correctors/{setting}_seed{seed}_{path}.log",
+    benchmark:
+        "<benchmarks>/train_correctors/{setting}_seed{seed}_{path}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: config["compute"]["threads"]["default"]
+    resources:
+        gpu=config["compute"]["gpu"],
+        mem_mb=2000,
+        runtime=1440,
+    params:
+        checkpoints="<results>/images/{setting}/checkpoints/seed{seed}_{path}",
+        step_counts=setting("inversion/step_counts"),
+        network=setting("corrector/network"),
+        training=setting("corrector/training"),
+        precision=config["compute"]["precision"],
+        compile=config["compute"]["compile"],
+        code=code("train_correctors.py"),
+    script:
+        "../scripts/train_correctors.py"

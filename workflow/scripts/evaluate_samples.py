@@ -1,0 +1,43 @@
+"""Measure every chain's samples, and the clean data themselves, against the dequantised data."""
+
+from pathlib import Path
+
+import torch
+
+from graft.files import write_json
+from graft.jobs import compute_of, run
+from graft.metrics.images import FeatureSpace, distances
+from graft.noise_correction import DATA
+from graft.progress import progress
+from graft.seeding import Draw
+from graft.shards import ShardedTensor, TensorFile
+from graft.tasks.images import Images, load_images
+
+
+def main(job):
+    compute, task, seed = compute_of(job), Images(job.params.dequantisation), int(job.wildcards.seed)
+    features = FeatureSpace(job.params.extractor, Path(job.input.features), compute, job.params.batch_size)
+    data = load_images(job.input.data)
+    # The model's data are the dequantised ones, so they are the reference, through the same decoding as samples.
+    reference = features(
+        torch.cat(
+            [
+                task.decode(
+                    task.points(data, seed, Draw.REFERENCE, start, min(start + job.params.batch_size, len(data)))
+                )
+                for start in range(0, len(data), job.params.batch_size)
+            ]
+        )
+    )
+
+    def measure(images):
+        found = distances(features(images), reference, seed=seed, precision_recall_samples=job.params.neighbours_of)
+        return {**found, "samples": len(images)}
+
+    metrics = {DATA.name: measure(data[:])}
+    for name in progress(TensorFile(job.input.samples[0]).names, "evaluating"):
+        metrics[name] = measure(ShardedTensor(job.input.samples, name)[:])
+    write_json(job.output[0], {"metrics": metrics, "costs": TensorFile(job.input.samples[0]).metadata["costs"]})
+
+
+run(main, snakemake)

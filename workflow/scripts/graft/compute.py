@@ -1,0 +1,84 @@
+"""Where and how a job computes: device, precision, compilation, threads."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import IO, TypeVar
+
+import torch
+from torch import Tensor
+
+from graft.errors import UserError
+
+Module = TypeVar("Module", bound=Callable)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """device: 'cpu' or one leased GPU. precision: 'fp32' or 'bf16' (autocast). compiled: whether to torch.compile."""
+
+    device: torch.device
+    precision: str
+    compiled: bool
+
+    @classmethod
+    def of_job(cls, threads: int, gpus: int, precision: str = "fp32", compiled: bool = False) -> Compute:
+        """Set torch up for a job of `threads` CPU threads and `gpus` (0 or 1) GPUs.
+
+        Raises UserError if a GPU is asked for and there is none.
+        """
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(not gpus)
+        # float32 stays float32: the inverse of a sampler needs all its digits.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = bool(gpus)
+        return cls(lease_gpu() if gpus else torch.device("cpu"), precision, compiled)
+
+    def autocast(self) -> AbstractContextManager:
+        """Mixed precision for network evaluations; a no-op at fp32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def compile(self, module: Module) -> Module:
+        """The module compiled, or itself."""
+        return torch.compile(module) if self.compiled else module
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """A CPU tensor on the device, copied without waiting for work that is under way."""
+        if self.device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+_leases: list[IO] = []
+
+
+def lease_gpu() -> torch.device:
+    """A visible GPU that no other job of this machine has leased; the lease ends with the process.
+
+    Snakemake counts GPUs but does not say which one a job gets. With more jobs than devices, jobs share.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("this job asks for a GPU and torch sees none; run with --config 'compute={gpu: 0}' on a CPU")
+    folder = os.path.join(tempfile.gettempdir(), f"graft-gpus-{os.getuid()}")
+    os.makedirs(folder, exist_ok=True)
+    count = torch.cuda.device_count()
+    for index in range(count):
+        lock = open(os.path.join(folder, str(torch.cuda.get_device_properties(index).uuid)), "w")  # noqa: SIM115
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            continue
+        _leases.append(lock)
+        return torch.device("cuda", index)
+    return torch.device("cuda", os.getpid() % count)

@@ -1,0 +1,113 @@
+"""Figures, with matplotlib, in colours that survive colour blindness and grey printing."""
+
+from __future__ import annotations
+
+import os
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from graft.files import atomic
+from graft.noise_correction import Chain
+from graft.shards import TensorFile
+
+matplotlib.use("Agg")
+
+STYLES = {
+    "base": {"color": "#444444", "marker": "o", "label": "base alone"},
+    "inc_straight": {"color": "#d55e00", "marker": "s", "label": "corrector, straight path"},
+    "inc_trigonometric": {"color": "#0072b2", "marker": "^", "label": "corrector, trigonometric path"},
+}
+PICTURES = 12
+"""Samples drawn of each chain."""
+
+
+def subplots_of_settings(count: int) -> tuple[Figure, np.ndarray]:
+    """A figure of one row a setting: a panel for curves, a wider one for samples; axes are (count, 2)."""
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(
+        count, 2, figsize=(11, 3.6 * count), squeeze=False, width_ratios=[1, 1.35], layout="constrained"
+    )
+    return figure, panels
+
+
+def draw_quality(axes: Axes, rows: pd.DataFrame) -> None:
+    """Mean Frechet distance with its standard error against GFLOPs an image, one curve a method and base step count.
+
+    rows: the lines of one setting and one metric of the tidy table.
+    """
+    axes.set_title(rows["setting"].iloc[0], loc="left")
+    for (method, base_steps), curve in _curves(rows):
+        curve = curve.sort_values("gflops_per_image")
+        style = dict(STYLES[method])
+        if method != "base":
+            style["label"] += f", {base_steps} base steps"
+        axes.errorbar(
+            curve["gflops_per_image"], curve["mean"], curve["stderr"], capsize=2, markersize=5, linewidth=1.2, **style
+        )
+        for row in curve.itertuples():
+            steps = f"{row.base_steps}" if method == "base" else f"{row.base_steps}+{row.corrector_steps}"
+            axes.annotate(
+                steps, (row.gflops_per_image, row.mean), xytext=(4, 4), textcoords="offset points", fontsize=7
+            )
+    axes.set(xscale="log", yscale="log", xlabel="GFLOPs an image", ylabel=f"{rows['metric'].iloc[0]}, lower is better")
+    axes.legend(fontsize=7)
+    axes.grid(alpha=0.25, which="both")
+
+
+def _curves(rows: pd.DataFrame):
+    rows = rows[rows["method"].isin(STYLES)]
+    corrected = rows["base_steps"].where(rows["method"] != "base", 0)
+    return rows.groupby(["method", corrected], sort=False)
+
+
+def draw_samples(axes: Axes, rows: pd.DataFrame, samples: TensorFile) -> None:
+    """Rows of samples that start from the same noises: the base at N and 2N steps, the best corrector of each path.
+
+    rows: the lines of one setting and of its Frechet distance.
+    """
+    chains = _compared(rows)
+    grid = np.concatenate([_strip(samples, chain) for chain in chains])
+    axes.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="equal")
+    height = grid.shape[0] / len(chains)
+    axes.set_yticks([height * (i + 0.5) for i in range(len(chains))], [_title(chain) for chain in chains], fontsize=7)
+    axes.set_xticks([])
+    axes.set_title("samples from the same noises", loc="left", fontsize=9)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def _compared(rows: pd.DataFrame) -> list[Chain]:
+    steps = int(rows.loc[rows["method"].str.startswith("inc"), "base_steps"].min())
+    chosen = [Chain(steps), Chain(2 * steps)]
+    for method in ("inc_straight", "inc_trigonometric"):
+        candidates = rows[(rows["method"] == method) & (rows["base_steps"] == steps)]
+        if len(candidates):
+            best = candidates.loc[candidates["mean"].idxmin()]
+            chosen.append(Chain(steps, method.removeprefix("inc_"), int(best["corrector_steps"])))
+    return chosen
+
+
+def _strip(samples: TensorFile, chain: Chain) -> np.ndarray:
+    """The first images side by side with a pixel of white between, (H + 1, PICTURES * (W + 1), C)."""
+    images = np.pad(
+        samples.tensor(chain.name)[:PICTURES].numpy(), ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=255
+    )
+    return np.concatenate(list(images.transpose(0, 2, 3, 1)), axis=1)
+
+
+def _title(chain: Chain) -> str:
+    label = STYLES[chain.method]["label"]
+    return f"{label}\n{chain.base_steps}" + (f"+{chain.corrector_steps}" if chain.path else "") + " steps"
+
+
+def save(figure: Figure, png: str | os.PathLike, pdf: str | os.PathLike) -> None:
+    """Write a figure as PNG (200 dpi) and PDF, without dates, so that equal figures are equal files."""
+    with atomic(png) as scratch:
+        figure.savefig(scratch, format="png", dpi=200)
+    with atomic(pdf) as scratch:
+        figure.savefig(scratch, format="pdf", metadata={"CreationDate": None})

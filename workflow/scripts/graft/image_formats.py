@@ -1,0 +1,157 @@
+"""Readers of image sets: every format that an asset can have, into one array of uint8 images.
+
+A reader takes the asset's folder, the wanted image size and the wanted number of channels, and returns an
+`ImageSet`. It raises UserError, naming the file, if there are no images or they do not fit.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from graft.errors import UserError
+from graft.progress import progress
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """images: (n, channels, size, size) uint8. labels: (n,) int64, or None where the set has no classes."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+
+
+def read_digits(folder: Path, size: int, channels: int) -> ImageSet:
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 with grey levels 0 to 16, scaled to 0 to 255."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
+    return ImageSet(_fitting(images, size, channels, folder), digits.target.astype(np.int64))
+
+
+def read_idx(folder: Path, size: int, channels: int) -> ImageSet:
+    """MNIST's own format: gzipped idx files of images and labels; 28 x 28 images are padded with black to `size`."""
+    images = _idx(folder / "train-images-idx3-ubyte.gz", magic=2051)[:, None]
+    labels = _idx(folder / "train-labels-idx1-ubyte.gz", magic=2049).astype(np.int64)
+    margin = size - images.shape[-1]
+    if margin > 0:
+        before, after = margin // 2, margin - margin // 2
+        images = np.pad(images, ((0, 0), (0, 0), (before, after), (before, after)))
+    return ImageSet(_fitting(images, size, channels, folder), labels)
+
+
+def _idx(path: Path, magic: int) -> np.ndarray:
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (EOFError, gzip.BadGzipFile, OSError) as error:
+        raise UserError(f"{path}: not a whole gzip file ({error})") from error
+    if len(content) < 8 or int.from_bytes(content[:4], "big") != magic:
+        raise UserError(f"{path}: not an idx file of magic number {magic}")
+    dimensions = magic % 256
+    shape = np.frombuffer(content, ">u4", count=dimensions, offset=4).astype(int)
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+    if values.size != shape.prod():
+        raise UserError(f"{path}: holds {values.size} bytes where its header promises {shape.prod()}")
+    return values.reshape(shape)
+
+
+def read_cifar_binary(folder: Path, size: int, channels: int) -> ImageSet:
+    """CIFAR-10's binary archive: the five training batches of 10,000 records, a label and 3,072 bytes each."""
+    (path,) = folder.glob("*.tar.gz")
+    batches = {name: data for name, data in _tar_members(path) if Path(name).name.startswith("data_batch_")}
+    records = np.concatenate([np.frombuffer(batches[name], np.uint8) for name in sorted(batches)] or [np.empty(0)])
+    if records.size == 0 or records.size % 3073:
+        raise UserError(f"{path}: {records.size} bytes of training batches are no whole number of 3,073-byte records")
+    records = records.reshape(-1, 3073)
+    images = records[:, 1:].reshape(-1, 3, 32, 32)
+    return ImageSet(_fitting(images, size, channels, path), records[:, 0].astype(np.int64))
+
+
+def read_jpeg_npz(folder: Path, size: int, channels: int) -> ImageSet:
+    """An .npz of JPEG files end to end (`jpeg`, uint8), where each ends (`offset`) and its class (`label`)."""
+    (path,) = folder.glob("*.npz")
+    with np.load(path, allow_pickle=False) as arrays:
+        data, offset, labels = arrays["jpeg"].tobytes(), arrays["offset"], arrays["label"].astype(np.int64)
+    pieces = ((f"{path}[{i}]", data[offset[i] : offset[i + 1]]) for i in range(len(labels)))
+    return ImageSet(_decoded(pieces, len(labels), size, channels, path), labels)
+
+
+def read_folder(folder: Path, size: int, channels: int) -> ImageSet:
+    """All images below a folder, in the order of their paths, centre-cropped to a square and resized."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    pieces = ((str(path), path.read_bytes()) for path in files)
+    return ImageSet(_decoded(pieces, len(files), size, channels, folder), None)
+
+
+def read_archive(folder: Path, size: int, channels: int) -> ImageSet:
+    """All images in a .zip or .tar archive, in the order of their names, centre-cropped to a square and resized."""
+    (path,) = (path for path in folder.iterdir() if path.suffix != ".json")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(name for name in archive.namelist() if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+            pieces = ((f"{path}:{name}", archive.read(name)) for name in names)
+            return ImageSet(_decoded(pieces, len(names), size, channels, path), None)
+    members = sorted((name, data) for name, data in _tar_members(path) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+    pieces = ((f"{path}:{name}", data) for name, data in members)
+    return ImageSet(_decoded(pieces, len(members), size, channels, path), None)
+
+
+def _tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Files of a tar archive as (name, content), read without unpacking anything to disk."""
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.isfile():
+                    yield member.name, archive.extractfile(member).read()  # type: ignore[union-attr]
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: not a whole tar archive ({error})") from error
+
+
+def _decoded(pieces: Iterator[tuple[str, bytes]], count: int, size: int, channels: int, source: Path) -> np.ndarray:
+    images = np.empty((count, channels, size, size), np.uint8)
+    for i, (name, data) in enumerate(progress(pieces, "decoding images", total=count)):
+        try:
+            image = Image.open(io.BytesIO(data)).convert("RGB" if channels == 3 else "L")
+        except (UnidentifiedImageError, OSError) as error:
+            raise UserError(f"{name}: not a readable image ({error})") from error
+        if min(image.size) < size:
+            raise UserError(f"{name}: {image.width} x {image.height} pixels, smaller than the configured {size}")
+        images[i] = np.atleast_3d(np.asarray(_square(image, size))).transpose(2, 0, 1)
+    return _fitting(images, size, channels, source)
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return square if side == size else square.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def _fitting(images: np.ndarray, size: int, channels: int, source: Path) -> np.ndarray:
+    if not len(images):
+        raise UserError(f"{source}: no images found")
+    if images.shape[1:] != (channels, size, size):
+        found = " x ".join(map(str, images.shape[1:]))
+        raise UserError(f"{source}: images are {found} (channels x height x width), not {channels} x {size} x {size}")
+    return images
+
+
+READERS: dict[str, Callable[[Path, int, int], ImageSet]] = {
+    "digits": read_digits,
+    "idx": read_idx,
+    "cifar_binary": read_cifar_binary,
+    "jpeg_npz": read_jpeg_npz,
+    "folder": read_folder,
+    "archive": read_archive,
+}

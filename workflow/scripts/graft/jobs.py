@@ -1,0 +1,55 @@
+"""What every script shares: logging, one clear line for what the user can mend, the job's resources."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from graft.errors import UserError
+
+
+def run(main: Callable[[Any], None], snakemake: Any) -> None:
+    """Run `main(snakemake)` as a job.
+
+    Messages go to the rule's log file. A UserError ends the job with its one line, in the log and on stderr, and
+    exit status 1; any other exception is a defect and leaves its traceback in both.
+    """
+    logging.basicConfig(
+        filename=snakemake.log[0],
+        filemode="w",
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    logging.captureWarnings(True)
+    try:
+        main(snakemake)
+    except UserError as error:
+        logging.error("%s", error)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception:
+        logging.exception("rule %s failed", snakemake.rule)
+        raise
+
+
+def compute_of(snakemake: Any):
+    """The `Compute` of a job, from its threads, its `gpu` resource and its `precision` and `compile` params."""
+    from graft.compute import Compute
+
+    return Compute.of_job(
+        snakemake.threads,
+        snakemake.resources.get("gpu", 0),
+        snakemake.params.get("precision", "fp32"),
+        snakemake.params.get("compile", False),
+    )
+
+
+def identity_of(snakemake: Any) -> str:
+    """What a checkpoint must agree with to be taken up: the job's params (its code among them) and input files."""
+    inputs = {str(path): Path(path).stat().st_mtime_ns for path in snakemake.input}
+    return json.dumps({"params": dict(snakemake.params.items()), "inputs": inputs}, sort_keys=True, default=str)

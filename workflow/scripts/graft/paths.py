@@ -1,0 +1,83 @@
+"""Gaussian probability paths x_t = alpha(t) x_0 + sigma(t) eps, with t = 0 at the data and t = 1 at the noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class GaussianPath(Protocol):
+    """Schedule of a Gaussian path; every method takes times in [0, 1] of any shape and returns that shape."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal level, 1 at t = 0 and 0 at t = 1."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise level, 0 at t = 0 and 1 at t = 1."""
+
+    def alpha_derivative(self, t: Tensor) -> Tensor:
+        """d alpha / dt."""
+
+    def sigma_derivative(self, t: Tensor) -> Tensor:
+        """d sigma / dt."""
+
+
+class StraightPath:
+    """x_t = (1 - t) x_0 + t eps: the rectified-flow path, and the paper's choice for the noise corrector."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def alpha_derivative(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(t)
+
+    def sigma_derivative(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+class TrigonometricPath:
+    """x_t = cos(pi t / 2) x_0 + sin(pi t / 2) eps.
+
+    alpha^2 + sigma^2 = 1, so for x_0 ~ N(0, I) every x_t ~ N(0, I) and the exact velocity
+    E[dx_t/dt | x_t] = (alpha alpha' + sigma sigma') x_t is zero: a corrector on this path has to integrate
+    only the deviation of its target from N(0, I).
+    """
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(t * (math.pi / 2))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(t * (math.pi / 2))
+
+    def alpha_derivative(self, t: Tensor) -> Tensor:
+        return -(math.pi / 2) * torch.sin(t * (math.pi / 2))
+
+    def sigma_derivative(self, t: Tensor) -> Tensor:
+        return (math.pi / 2) * torch.cos(t * (math.pi / 2))
+
+
+PATHS: dict[str, GaussianPath] = {"straight": StraightPath(), "trigonometric": TrigonometricPath()}
+
+
+@dataclass(frozen=True)
+class PathSample:
+    """A point of a path: x_t and its time derivative dx_t, both (B, ...)."""
+
+    x_t: Tensor
+    dx_t: Tensor
+
+
+def sample_path(path: GaussianPath, x_0: Tensor, noise: Tensor, t: Tensor) -> PathSample:
+    """The point at time t of the path from x_0 (B, ...) to noise (B, ...), with t (B,) in [0, 1]."""
+    t = t.reshape(-1, *[1] * (x_0.ndim - 1))
+    return PathSample(
+        x_t=path.alpha(t) * x_0 + path.sigma(t) * noise,
+        dx_t=path.alpha_derivative(t) * x_0 + path.sigma_derivative(t) * noise,
+    )

@@ -1,0 +1,57 @@
+"""Every random draw of the workflow, as a function of (seed, draw, chunk) alone.
+
+A chunk of 64 samples is the unit of randomness: the numbers that a sample receives depend neither on the
+batch nor on the shard that it is computed in. Global random states are never used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK = 64
+
+
+class Draw(IntEnum):
+    """What a stream of random numbers is for; the values are part of the results, so only append."""
+
+    INITIALISATION = 0
+    BATCH = 1
+    TRAINING = 2
+    DEQUANTISATION = 3
+    REFERENCE = 4
+    NOISE = 5
+    KNOWN_NOISE = 6
+
+
+def generator(seed: int, draw: Draw, *index: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator on `device` for one stream; `index` is a chunk, or (run, step) in training."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(int(draw), *index))
+    return torch.Generator(device).manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+def chunked_normal(seed: int, draw: Draw, start: int, stop: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal numbers of the samples [start, stop), (stop - start, *shape), on the CPU.
+
+    Raises ValueError unless `start` lies on a chunk's boundary.
+    """
+    if start % CHUNK:
+        raise ValueError(f"samples start at {start}, which is no multiple of the chunk of {CHUNK}")
+    chunks = [
+        torch.randn(CHUNK, *shape, generator=generator(seed, draw, chunk))
+        for chunk in range(start // CHUNK, -(-stop // CHUNK))
+    ]
+    return torch.cat(chunks)[: stop - start] if chunks else torch.empty(0, *shape)
+
+
+@contextmanager
+def drawn_weights(seed: int, run: int) -> Iterator[None]:
+    """Networks built in this block draw their weights from (seed, run); the global state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.set_rng_state(generator(seed, Draw.INITIALISATION, run).get_state())
+        yield

@@ -1,0 +1,74 @@
+"""Tables: tidy CSV with mean and standard error over seeds, and the same as Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from graft.files import atomic
+
+COLUMNS = ["task", "method", "metric", "better", "mean", "stderr", "seeds", "samples", "paper", "paper_source"]
+
+
+def write_csv(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> None:
+    """Write rows as CSV; numbers keep nine significant digits."""
+    with atomic(path) as scratch:
+        pd.DataFrame(rows).to_csv(scratch, index=False, float_format="%.9g", lineterminator="\n")
+
+
+def summarise(values: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Mean and standard error (sd / sqrt(n), ddof 1; empty for one seed) of `value` over `seed`, for each of `keys`.
+
+    values: one row a seed, with the columns `seed` and `value` besides `keys`; the order of first appearance stays.
+    """
+    groups = values.groupby(list(keys), sort=False, dropna=False)["value"]
+    table = groups.agg(mean="mean", stderr=lambda v: v.std(ddof=1) / np.sqrt(len(v)), seeds="count")
+    return table.reset_index()
+
+
+def with_published(table: pd.DataFrame, published: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> pd.DataFrame:
+    """`table` with the columns `paper` and `paper_source`, filled where a published figure has the row's keys."""
+    known = pd.DataFrame(published, columns=[*keys, "value", "source"])
+    known = known.rename(columns={"value": "paper", "source": "paper_source"})
+    typed = known.astype({key: table[key].dtype for key in keys})
+    return table.merge(typed, on=list(keys), how="left")
+
+
+def layout(table: pd.DataFrame, index: Sequence[str], contest: Sequence[str], bold: str) -> pd.DataFrame:
+    """The tidy table as people read it: one line for each `index`, one column a metric, `mean ± stderr` as text.
+
+    The best mean of each metric within a `contest` (the columns that lines compete in) is put into the format string
+    `bold`; lines whose `ranked` is False are never best.
+    """
+    best = table[table["ranked"]].groupby([*contest, "metric"], sort=False, dropna=False)["mean"]
+    extremes = {"lower": best.min(), "higher": best.max()}
+
+    def text(row: pd.Series) -> str:
+        shown = f"{row['mean']:.3g}" if np.isnan(row["stderr"]) else f"{row['mean']:.3g} ± {row['stderr']:.1g}"
+        key = tuple(row[column] for column in [*contest, "metric"])
+        is_best = row["ranked"] and row["better"] in extremes and row["mean"] == extremes[row["better"]][key]
+        return bold.format(shown) if is_best else shown
+
+    shown = table.assign(text=table.apply(text, axis=1), heading=table["metric"] + table["better"].map(ARROWS))
+    wide = shown.pivot_table(index=list(index), columns="heading", values="text", aggfunc="first", sort=False)
+    return wide.reset_index().rename_axis(columns=None)
+
+
+ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
+
+
+def write_layouts(markdown: str | os.PathLike, latex: str | os.PathLike, **arguments: Any) -> None:
+    """Write `layout(**arguments)` as a Markdown and as a LaTeX (booktabs) table."""
+    with atomic(markdown) as scratch:
+        scratch.write_text(layout(**arguments, bold="**{}**").to_markdown(index=False, disable_numparse=True) + "\n")
+    plain = layout(**arguments, bold="\\textbf{{{}}}")
+    symbols = {"±": "$\\pm$", "↓": "$\\downarrow$", "↑": "$\\uparrow$", "×": "$\\times$", "_": "\\_"}
+    text = plain.style.hide(axis="index").to_latex(hrules=True)
+    for symbol, command in symbols.items():
+        text = text.replace(symbol, command)
+    with atomic(latex) as scratch:
+        scratch.write_text(text)

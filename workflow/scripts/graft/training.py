@@ -1,0 +1,191 @@
+"""The one training loop: AdamW, warm-up and cosine decay, EMA, autocast, compilation, exact resume, a loss curve."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from graft.compute import Compute
+from graft.errors import UserError
+from graft.progress import progress
+from graft.seeding import Draw, generator
+from graft.shards import ShardedTensor, TensorFile, write_tensors
+
+logger = logging.getLogger(__name__)
+
+GRADIENT_NORM = 1.0
+LOG_POINTS = 100
+"""Points of the loss curve, each the mean loss since the point before."""
+
+CHECKPOINT_MINUTES = 3
+WARMUP = 20
+"""Steps left out of the timing."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long and how fast to train.
+
+    steps: optimiser steps. batch_size: samples a step. learning_rate: AdamW's peak rate, after a linear warm-up over
+    the first 5 % of the steps. ema_decay: in [0, 1), the most that the running average keeps a step.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    ema_decay: float
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """curve: points {step, loss}. seconds_per_step: without compilation, None if nothing was left to train."""
+
+    curve: list[dict[str, float]]
+    seconds_per_step: float | None
+
+
+def train(
+    model: nn.Module,
+    data: Sequence[ShardedTensor],
+    loss: Callable[..., Tensor],
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    run: int,
+    compute: Compute,
+    checkpoint: Path,
+    identity: str,
+) -> TrainingLog:
+    """Train `model` in place and leave its EMA weights in it.
+
+    data: arrays of the same length; each step draws `batch_size` of their rows with replacement.
+    loss: `loss(network, *batch, generator)`, the scalar loss of one batch, with one tensor (batch_size, ...) for each
+    array of `data`; `network` is the model, compiled if `compute` says so. Rows and all other randomness are seeded by
+    (seed, run, step), so that a step depends on nothing before it but the weights.
+    checkpoint: a file that outlives a killed job. If it was written under the same settings and `identity` (a
+    fingerprint of code and data), training goes on from it, to the same bytes on a CPU; otherwise it is ignored.
+    Raises UserError at a loss that is not finite.
+    """
+    model.to(compute.device).train()
+    state = TrainingState(model, settings, identity=f"{identity} seed{seed} run{run} {json.dumps(asdict(settings))}")
+    first = state.load(checkpoint)
+    network = compute.compile(model)
+    running, count = torch.zeros((), device=compute.device), 0
+    every = max(1, settings.steps // LOG_POINTS)
+    due = time.monotonic() + 60 * CHECKPOINT_MINUTES
+    stopwatch = Stopwatch(compute, warmup=min(WARMUP, settings.steps // 2))
+    for step in progress(range(first, settings.steps), "training", initial=first, total=settings.steps):
+        batch = draw_batch(data, settings.batch_size, generator(seed, Draw.BATCH, run, step), compute)
+        with compute.autocast():
+            value = loss(network, *batch, generator(seed, Draw.TRAINING, run, step, device=compute.device))
+        value.backward()
+        state.advance()
+        stopwatch.tick()
+        running, count = running + value.detach(), count + 1
+        if (step + 1) % every == 0 or step + 1 == settings.steps:
+            state.record(step + 1, (running / count).item())
+            running, count = torch.zeros_like(running), 0
+            if time.monotonic() > due or step + 1 == settings.steps:
+                state.save(checkpoint, step + 1)
+                due = time.monotonic() + 60 * CHECKPOINT_MINUTES
+    state.ema.copy_to(model.parameters())
+    model.eval().requires_grad_(False)
+    return TrainingLog(state.curve, stopwatch.seconds_per_step())
+
+
+def draw_batch(data: Sequence[ShardedTensor], batch_size: int, rng: torch.Generator, compute: Compute) -> list[Tensor]:
+    """The same random rows of every array, (batch_size, ...) each, on the device."""
+    rows = torch.randint(len(data[0]), (batch_size,), generator=rng)
+    return [compute.to_device(array[rows]) for array in data]
+
+
+class Stopwatch:
+    """Mean seconds a step, the first `warmup` steps (compilation, caches) left out."""
+
+    def __init__(self, compute: Compute, warmup: int) -> None:
+        self.compute, self.warmup, self.ticks, self.start = compute, warmup, 0, 0.0
+
+    def tick(self) -> None:
+        """Count a step."""
+        self.ticks += 1
+        if self.ticks == self.warmup:
+            self.compute.synchronize()
+            self.start = time.monotonic()
+
+    def seconds_per_step(self) -> float | None:
+        """None if nothing ran after the warm-up."""
+        if self.ticks <= self.warmup:
+            return None
+        self.compute.synchronize()
+        return (time.monotonic() - self.start) / (self.ticks - self.warmup)
+
+
+class TrainingState:
+    """Everything that changes while training, and its file."""
+
+    def __init__(self, model: nn.Module, settings: TrainingSettings, identity: str) -> None:
+        self.model, self.identity = model, identity
+        self.parameters = list(model.parameters())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
+        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, math.ceil(settings.steps / 20), settings.steps)
+        self.ema = EMAModel(self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
+        self.curve: list[dict[str, float]] = []
+
+    def advance(self) -> None:
+        """One optimiser step on the gradients in place."""
+        nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        self.ema.step(self.parameters)
+
+    def record(self, step: int, loss: float) -> None:
+        """Append to the loss curve; a loss that is not finite ends the job."""
+        if not math.isfinite(loss):
+            raise UserError(
+                f"training: the loss is {loss} at step {step}; lower learning_rate (checkpoints before it are kept)"
+            )
+        self.curve.append({"step": step, "loss": loss})
+
+    def save(self, path: Path, step: int) -> None:
+        """Write all of it; only ever called after a finite loss."""
+        moments = self.optimizer.state_dict()["state"]
+        tensors = {f"model.{i}": p.data for i, p in enumerate(self.parameters)}
+        tensors |= {f"ema.{i}": p for i, p in enumerate(self.ema.shadow_params)}
+        tensors |= {f"{key}.{i}": value for i, entry in moments.items() for key, value in entry.items()}
+        tensors["curve"] = torch.tensor([[p["step"], p["loss"]] for p in self.curve], dtype=torch.float64)
+        write_tensors(path, tensors, {"identity": self.identity, "step": step})
+        logger.info("checkpoint at step %d", step)
+
+    def load(self, path: Path) -> int:
+        """Take up a checkpoint of the same identity and return its step; 0 without one."""
+        if not path.exists():
+            return 0
+        file = TensorFile(path)
+        if file.metadata["identity"] != self.identity:
+            logger.info("%s belongs to other settings, code or data: starting afresh", path)
+            return 0
+        tensors, step = file.tensors(), int(file.metadata["step"])
+        indices = range(len(self.parameters))
+        for i, parameter in enumerate(self.parameters):
+            parameter.data.copy_(tensors[f"model.{i}"])
+            self.ema.shadow_params[i].copy_(tensors[f"ema.{i}"])
+        moments = {i: {key: tensors[f"{key}.{i}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i in indices}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.schedule.load_state_dict({**self.schedule.state_dict(), "last_epoch": step})
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_lr(), strict=True):
+            group["lr"] = rate
+        self.ema.optimization_step = step
+        self.curve = [{"step": int(s), "loss": loss} for s, loss in tensors["curve"].tolist()]
+        logger.info("resuming from %s at step %d", path, step)
+        return step

@@ -1,0 +1,84 @@
+"""Invert a shard of the data through the base's exact sampler, for every base step count."""
+
+import logging
+
+import torch
+
+from graft.errors import UserError
+from graft.files import write_json
+from graft.inversion import invert
+from graft.jobs import compute_of, run
+from graft.networks.unet import load_unet, unet_velocity
+from graft.progress import progress
+from graft.sampling import Stage, sample
+from graft.seeding import Draw, chunked_normal
+from graft.shards import shard_batches, write_tensors
+from graft.tasks.images import Images, load_images
+
+CHECKED = 256
+"""Known noises that are sampled and inverted, and data that are sampled again, to check the round trips."""
+
+
+def main(job):
+    compute, task, params = compute_of(job), Images(job.params.dequantisation), job.params
+    seed, shard = int(job.wildcards.seed), int(job.wildcards.shard)
+    images = load_images(job.input.data)
+    velocity = unet_velocity(load_unet(job.input.base).to(compute.device))
+    total = min(params.images or len(images), len(images))
+    batches = shard_batches(total, params.batch_size, shard, params.shards)
+
+    def inverse(x, steps):
+        return invert(x.to(compute.device), velocity, steps, params.tolerance, params.max_iterations)
+
+    def forward(noise, steps):
+        return sample(noise.to(compute.device), [Stage(velocity, steps)])
+
+    tensors, summary = {}, {}
+    for steps in params.step_counts:
+        points = [task.points(images, seed, Draw.DEQUANTISATION, *batch) for batch in batches]
+        found = [inverse(x, steps) for x in progress(points, f"inverting {steps} steps")]
+        solved = torch.cat([inversion.converged(params.tolerance) for inversion in found]).cpu()
+        noise = torch.cat([inversion.noise for inversion in found]).cpu()
+        tensors[f"noise_{steps}"] = noise[solved]
+        tensors[f"row_{steps}"] = torch.arange(batches[0][0], batches[-1][1])[solved]
+
+        few = solved.nonzero().squeeze(1)[:CHECKED]
+        known = chunked_normal(seed, Draw.KNOWN_NOISE, shard * CHECKED, (shard + 1) * CHECKED, images.shape)
+        again = inverse(forward(known, steps), steps)
+        recovered = again.converged(params.tolerance).cpu()
+        summary[steps] = {
+            "inverted": len(solved),
+            "unconverged_share": (~solved).double().mean().item(),
+            "evaluations_per_step": sum(inversion.evaluations for inversion in found) / (steps * len(solved)),
+            "noise_standard_deviation": noise[solved].std().item(),
+            "data_round_trip_error": relative_error(forward(noise[few], steps).cpu(), torch.cat(points)[few]),
+            "known_noise_unconverged_share": (~recovered).double().mean().item(),
+            "known_noise_error": relative_error(again.noise.cpu()[recovered], known[recovered]),
+        }
+        logging.info("%d steps: %s", steps, summary[steps])
+        check_convergence(torch.cat([inversion.error for inversion in found]), steps, params)
+    write_tensors(job.output.noise, tensors, {"shard": shard})
+    write_json(job.output.summary, summary)
+
+
+def relative_error(x, truth):
+    """The largest ||x - truth|| / ||truth|| over samples, 0 for none."""
+    errors = (x - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+    return errors.max().item() if len(errors) else 0.0
+
+
+def check_convergence(error, steps, params):
+    """End the job if too many samples of error (n, steps) missed the tolerance, with where they missed it worst."""
+    missed = ~(error <= params.tolerance)
+    share = missed.any(dim=1).double().mean().item()
+    if share > params.max_unconverged:
+        step = int(missed.double().mean(dim=0).argmax())
+        raise UserError(
+            f"inversion: {share:.1%} of the samples did not converge at {steps} steps, more than the configured "
+            f"{params.max_unconverged:.1%}; worst at step {step} of 0 to {steps - 1} (t = {1 - step / steps:.3g}), "
+            f"where the 99 % quantile of the relative error is {error[:, step].quantile(0.99).item():.1e} against a tolerance of "
+            f"{params.tolerance:.1e}; raise data.dequantisation, inversion.max_iterations or the step count"
+        )
+
+
+run(main, snakemake)

@@ -1,0 +1,82 @@
+"""Record what a table came from: machine, versions, commit, seeds, configuration, times, throughput."""
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from graft.files import read_json, write_json
+from graft.jobs import compute_of, run
+from graft.networks.unet import load_unet, unet_flops
+from graft.speed import matmul_flops_per_second
+
+PACKAGES = ["snakemake", "torch", "torchvision", "diffusers", "torch-fidelity", "numpy", "pandas", "matplotlib"]
+
+
+def main(job):
+    compute = compute_of(job)
+    peak = matmul_flops_per_second(compute)
+    record = {
+        "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": git("rev-parse", "HEAD"),
+        "modified_files": git("status", "--porcelain"),
+        "machine": {
+            "gpu": torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else None,
+            "cpu": platform.processor() or platform.machine(),
+            "threads": job.threads,
+            "measured_peak_flops_per_second": peak,
+            "precision": job.params.precision,
+        },
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "seeds": job.config["seeds"],
+        "rule_seconds": rule_seconds(Path(job.params.benchmarks)),
+        "assets": {name: read_json(Path(job.params.images) / name / "data/data.json") for name in job.params.settings},
+        "inversion": {name: inversions(Path(job.params.images) / name) for name in job.params.settings},
+        "throughput": {
+            name: throughput(Path(job.params.images) / name, pd.read_csv(job.input.cost), peak)
+            for name in job.params.settings
+        },
+        "config": job.config,
+    }
+    write_json(job.output[0], record)
+
+
+def git(*arguments):
+    """What a git command prints, or None outside a repository."""
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def rule_seconds(folder):
+    """Wall-clock seconds and largest resident memory of each rule's jobs, from Snakemake's benchmarks."""
+    jobs = pd.concat([pd.read_csv(path, sep="\t").assign(rule=path.parent.name) for path in folder.glob("*/*.tsv")])
+    jobs["max_rss"] = pd.to_numeric(jobs["max_rss"], errors="coerce").fillna(0)
+    grouped = jobs.groupby("rule")
+    return {
+        rule: {"jobs": len(part), "seconds": float(part["s"].sum()), "largest_mib": float(part["max_rss"].max())}
+        for rule, part in grouped
+    }
+
+
+def inversions(folder):
+    """The inversion's report of every seed and shard."""
+    return {str(path.relative_to(folder)): read_json(path) for path in sorted(folder.glob("seed*/inverted/*.json"))}
+
+
+def throughput(folder, costs, peak):
+    """Base training and sampling, in images a second and as a share of the measured peak (MFU)."""
+    rate, flops = read_json(folder / "base_timing.json")["images_per_second"], unet_flops(load_unet(folder / "base"))
+    base = costs[(costs["setting"] == folder.name) & (costs["method"] == "base")]
+    steps_per_second = (base["base_steps"] / base["seconds_per_image"]).mean()
+    return {
+        # A training step is three forward passes: one forward, two for the gradients.
+        "training": {"images_per_second": rate, "mfu": rate and 3 * flops * rate / peak},
+        "sampling": {"evaluations_per_second": steps_per_second, "mfu": flops * steps_per_second / peak},
+    }
+
+
+run(main, snakemake)

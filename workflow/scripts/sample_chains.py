@@ -1,0 +1,69 @@
+"""Draw a shard of samples from every chain of flows: the base alone, and each corrector before it."""
+
+import time
+from pathlib import Path
+
+import torch
+
+from graft.files import write_json
+from graft.jobs import compute_of, run
+from graft.networks.unet import load_unet, point_shape, unet_flops, unet_velocity
+from graft.noise_correction import chains
+from graft.progress import progress
+from graft.sampling import Stage, sample
+from graft.seeding import Draw, chunked_normal
+from graft.shards import shard_batches, write_tensors
+from graft.tasks.images import Images
+
+
+def main(job):
+    compute, task, params = compute_of(job), Images(job.params.dequantisation), job.params
+    seed, shard = int(job.wildcards.seed), int(job.wildcards.shard)
+    base = load_unet(job.input.base)
+    correctors = {
+        (path, steps): load_unet(Path(folder) / f"base{steps}")
+        for path, folder in zip(params.paths, job.input.correctors, strict=True)
+        for steps in params.step_counts
+    }
+    flops = {network: unet_flops(network) for network in (base, *correctors.values())}
+    velocities = {network: velocity_of(network, compute) for network in flops}
+    batches = shard_batches(params.samples, params.batch_size, shard, params.shards)
+    # Every chain starts from the same noises, so that differences between chains are not differences of noises.
+    noises = [chunked_normal(seed, Draw.NOISE, *batch, point_shape(base)) for batch in batches]
+
+    tensors, timing, costs = {}, {}, {}
+    for chain in chains(params.step_counts, params.paths, params.corrector_steps):
+        networks = [(base, chain.base_steps)]
+        if chain.path:
+            networks.insert(0, (correctors[chain.path, chain.base_steps], chain.corrector_steps))
+        stages = [Stage(velocities[network], steps) for network, steps in networks]
+        tensors[chain.name], timing[chain.name] = draw(noises, stages, task, compute, chain.name)
+        costs[chain.name] = {
+            "flops_per_image": sum(steps * flops[network] for network, steps in networks),
+            "parameters": sum(network.num_parameters() for network, _ in networks),
+        }
+    write_tensors(job.output.samples, tensors, {"shard": shard, "costs": costs})
+    write_json(job.output.timing, {"seconds_per_image": timing})
+
+
+def velocity_of(network, compute):
+    """The network's velocity on the job's device, in its precision, compiled if it says so."""
+    velocity = unet_velocity(compute.compile(network.to(compute.device)))
+
+    def mixed(x, t):
+        with compute.autocast():
+            return velocity(x, t)
+
+    return mixed
+
+
+def draw(noises, stages, task, compute, name):
+    """uint8 images of a chain (n, C, H, W) and the seconds that one image took."""
+    sample(noises[0].to(compute.device), [Stage(stage.velocity, 1) for stage in stages])  # compiles, warms caches
+    compute.synchronize()
+    start = time.monotonic()
+    images = [task.decode(sample(noise.to(compute.device), stages)).cpu() for noise in progress(noises, name)]
+    return torch.cat(images), (time.monotonic() - start) / sum(map(len, noises))
+
+
+run(main, snakemake)

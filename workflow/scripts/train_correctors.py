@@ -1,0 +1,45 @@
+"""Train the noise correctors of one path: for each base step count, a small flow to the law of the inverted noises."""
+
+from pathlib import Path
+
+from graft.files import write_json
+from graft.jobs import compute_of, identity_of, run
+from graft.networks.unet import build_unet, unet_velocity
+from graft.objectives import flow_matching
+from graft.paths import PATHS
+from graft.shards import ShardedTensor
+from graft.tables import write_csv
+from graft.training import TrainingSettings, train
+
+
+def main(job):
+    compute, seed = compute_of(job), int(job.wildcards.seed)
+    folder, checkpoints = Path(job.output.model), Path(job.params.checkpoints)
+    path, rates = PATHS[job.wildcards.path], {}
+
+    def loss(network, batch, generator):
+        return flow_matching(unet_velocity(network), path, batch, generator)
+
+    for steps in job.params.step_counts:
+        noises = ShardedTensor(job.input.noise, f"noise_{steps}")
+        network = build_unet(job.params.network, noises.shape, seed=seed, run=steps)
+        log = train(
+            network,
+            [noises],
+            loss,
+            TrainingSettings(**job.params.training),
+            seed=seed,
+            run=steps,
+            compute=compute,
+            checkpoint=checkpoints / f"{steps}.safetensors",
+            identity=identity_of(job),
+        )
+        network.save_pretrained(folder / f"base{steps}")
+        write_csv(folder / f"base{steps}" / "training.csv", log.curve)
+        rates[steps] = log.seconds_per_step and job.params.training["batch_size"] / log.seconds_per_step
+    write_json(job.output.timing, {"images_per_second": rates})
+    for checkpoint in checkpoints.glob("*.safetensors"):
+        checkpoint.unlink()
+
+
+run(main, snakemake)

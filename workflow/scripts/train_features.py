@@ -1,0 +1,53 @@
+"""Train the classifier whose last hidden layer is the feature space of the Frechet distance."""
+
+from pathlib import Path
+
+import torch
+
+from graft.errors import UserError
+from graft.files import read_json, write_json
+from graft.jobs import compute_of, identity_of, run
+from graft.networks.classifier import ImageClassifier
+from graft.seeding import drawn_weights
+from graft.tables import write_csv
+from graft.tasks.images import Images, load_images
+from graft.training import TrainingSettings, train
+
+
+def main(job):
+    folder, compute, task = Path(job.output[0]), compute_of(job), Images(job.params.dequantisation)
+    if not read_json(Path(job.input.data) / "data.json")["classes"]:
+        raise UserError(f"{job.input.data}: no labels to train a classifier on; set features.extractor to inception")
+    images, labels = load_images(job.input.data), load_images(job.input.data, "labels")
+
+    def loss(network, batch, targets, rng):
+        noise = torch.randn(batch.shape, generator=rng, device=batch.device)
+        return torch.nn.functional.cross_entropy(network(task.decode(task.encode(batch, noise))), targets)
+
+    with drawn_weights(job.params.seed, run=1):
+        classes = int(labels[:].max()) + 1
+        network = ImageClassifier(in_channels=images.shape[0], classes=classes, **job.params.network)
+    log = train(
+        network,
+        [images, labels],
+        loss,
+        TrainingSettings(**job.params.training),
+        seed=job.params.seed,
+        run=1,
+        compute=compute,
+        checkpoint=Path(job.params.checkpoint),
+        identity=identity_of(job),
+    )
+    network.save_pretrained(folder)
+    write_csv(folder / "training.csv", log.curve)
+    with torch.no_grad():
+        guesses = [
+            network(compute.to_device(images[rows])).argmax(dim=1).cpu()
+            for rows in torch.arange(len(images)).split(1024)
+        ]
+    right = (torch.cat(guesses) == labels[:]).double().mean().item()
+    write_json(folder / "accuracy.json", {"accuracy_on_its_training_data": right})
+    Path(job.params.checkpoint).unlink(missing_ok=True)
+
+
+run(main, snakemake)
