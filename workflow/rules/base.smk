@@ -44,7 +44,7 @@ rule train_base:
         mem_mb=2000,
         runtime=1440,
     params:
-        checkpoint="<results>/images/{setting}/checkpoints/base.safetensors",
+        checkpoint=f"{RESULTS}/images/{{setting}}/checkpoints/base.safetensors",
         seed=config["base_seed"],
         dequantisation=setting("data/dequantisation"),
         pretrained=setting("base/pretrained"),

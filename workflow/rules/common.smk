@@ -5,6 +5,7 @@ import sys
 import yaml
 from snakemake.exceptions import WorkflowError
 
+RESULTS = f"results/{config['scale']}"
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 

@@ -54,7 +54,7 @@ rule train_features:
         mem_mb=2000,
         runtime=240,
     params:
-        checkpoint="<results>/images/{setting}/checkpoints/features.safetensors",
+        checkpoint=f"{RESULTS}/images/{{setting}}/checkpoints/features.safetensors",
         seed=config["base_seed"],
         dequantisation=setting("data/dequantisation"),
         network=setting("features/network"),

@@ -24,6 +24,7 @@ rule invert_data:
         dequantisation=setting("data/dequantisation"),
         step_counts=setting("inversion/step_counts"),
         images=setting("inversion/images"),
+        repeats=setting("inversion/repeats"),
         batch_size=setting("inversion/batch_size"),
         tolerance=setting("inversion/tolerance"),
         max_iterations=setting("inversion/max_iterations"),
@@ -55,7 +56,7 @@ rule train_correctors:
         mem_mb=2000,
         runtime=1440,
     params:
-        checkpoints="<results>/images/{setting}/checkpoints/seed{seed}_{path}",
+        checkpoints=f"{RESULTS}/images/{{setting}}/checkpoints/seed{{seed}}_{{path}}",
         step_counts=setting("inversion/step_counts"),
         network=setting("corrector/network"),
         training=setting("corrector/training"),

@@ -3,10 +3,12 @@
 IMAGE_SETTINGS = config["images"]["run"]
 
 
-def frechet_name(name):
-    """FID on InceptionV3, FD on any other features: a metric is called what it is."""
-    extractor = config["images"]["settings"][name]["features"]["extractor"]
-    return "FID" if extractor == "inception" else f"FD ({name} classifier)"
+def metric_names(name):
+    """FID and KID on InceptionV3; on other features the network is named, as the figures are not comparable."""
+    if config["images"]["settings"][name]["features"]["extractor"] == "inception":
+        return {"frechet": "FID", "kid": "KID", "precision": "precision", "recall": "recall"}
+    features = f"{name} classifier"
+    return {"frechet": f"FD ({features})", "kid": f"KD ({features})", "precision": "precision", "recall": "recall"}
 
 
 def chain_plan(name):
@@ -21,7 +23,9 @@ def chain_plan(name):
 
 rule table_images:
     input:
-        metrics=expand("<results>/images/{setting}/seed{seed}/metrics.json", setting=IMAGE_SETTINGS, seed=config["seeds"]),
+        metrics=expand(
+            "<results>/images/{setting}/seed{seed}/metrics.json", setting=IMAGE_SETTINGS, seed=config["seeds"]
+        ),
         published="config/published.yaml",
     output:
         csv=report(
@@ -50,12 +54,12 @@ rule table_images:
         mem_mb=1000,
         runtime=10,
     params:
-        folder="<results>/images",
+        folder=f"{RESULTS}/images",
         seeds=config["seeds"],
         settings={
             name: {
                 "chains": chain_plan(name),
-                "frechet": frechet_name(name),
+                "names": metric_names(name),
                 "dequantisation": config["images"]["settings"][name]["data"]["dequantisation"],
             }
             for name in IMAGE_SETTINGS
@@ -68,7 +72,11 @@ rule table_images:
 rule figure_images:
     input:
         table="<results>/tables/images.csv",
-        samples=expand("<results>/images/{setting}/seed{seed}/samples/shard0.safetensors", setting=IMAGE_SETTINGS, seed=config["seeds"][0]),
+        samples=expand(
+            "<results>/images/{setting}/seed{seed}/samples/shard0.safetensors",
+            setting=IMAGE_SETTINGS,
+            seed=config["seeds"][0],
+        ),
     output:
         png=report(
             "<results>/figures/images.png",
@@ -118,8 +126,8 @@ rule record_provenance:
         mem_mb=1000,
         runtime=10,
     params:
-        benchmarks="<benchmarks>",
-        images="<results>/images",
+        benchmarks=f"{RESULTS}/benchmarks",
+        images=f"{RESULTS}/images",
         settings=IMAGE_SETTINGS,
         precision=config["compute"]["precision"],
         code=code("record_provenance.py"),
@@ -146,16 +154,50 @@ rule report:
         mem_mb=1000,
         runtime=10,
     params:
+        python=sys.executable,
         configfiles=[os.path.relpath(path) for path in workflow.configfiles],
     shell:
-        "snakemake --nolock --cores 1 --configfile {params.configfiles:q} --report {output:q} "
+        "{params.python:q} -m snakemake --nolock --cores 1 --configfile {params.configfiles:q} --report {output:q} "
         "-- table_images figure_images record_provenance > {log:q} 2>&1"
+
+
+rule measure_speed:
+    output:
+        "<results>/speed/{setting}.json",
+    log:
+        "<logs>/measure_speed/{setting}.log",
+    benchmark:
+        "<benchmarks>/measure_speed/{setting}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: config["compute"]["threads"]["default"]
+    resources:
+        gpu=config["compute"]["gpu"],
+        mem_mb=2000,
+        runtime=30,
+    params:
+        network=setting("base/network"),
+        channels=setting("data/channels"),
+        image_size=setting("data/image_size"),
+        batch_size=setting("sampling/batch_size"),
+        precision=config["compute"]["precision"],
+        compile=config["compute"]["compile"],
+        code=code("measure_speed.py"),
+    script:
+        "../scripts/measure_speed.py"
 
 
 rule benchmarks:
     input:
-        expand("<results>/speed/{setting}.json", setting=IMAGE_SETTINGS),
+        collect("<results>/speed/{setting}.json", setting=IMAGE_SETTINGS),
     log:
         "<logs>/benchmarks.log",
+    conda:
+        "../../envs/data.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=100,
+        runtime=5,
     shell:
         "cat {input:q} | tee {log:q}"

@@ -10,7 +10,7 @@ from graft.metrics.images import FeatureSpace, distances
 from graft.noise_correction import DATA
 from graft.progress import progress
 from graft.seeding import Draw
-from graft.shards import ShardedTensor, TensorFile
+from graft.shards import ShardedTensor, TensorFile, shard_batches
 from graft.tasks.images import Images, load_images
 
 
@@ -19,16 +19,9 @@ def main(job):
     features = FeatureSpace(job.params.extractor, Path(job.input.features), compute, job.params.batch_size)
     data = load_images(job.input.data)
     # The model's data are the dequantised ones, so they are the reference, through the same decoding as samples.
-    reference = features(
-        torch.cat(
-            [
-                task.decode(
-                    task.points(data, seed, Draw.REFERENCE, start, min(start + job.params.batch_size, len(data)))
-                )
-                for start in range(0, len(data), job.params.batch_size)
-            ]
-        )
-    )
+    batches = shard_batches(len(data), job.params.batch_size, shard=0, shards=1)
+    points = [task.points(data, len(data), seed, Draw.REFERENCE, *batch) for batch in batches]
+    reference = features(task.decode(torch.cat(points)))
 
     def measure(images):
         found = distances(features(images), reference, seed=seed, precision_recall_samples=job.params.neighbours_of)

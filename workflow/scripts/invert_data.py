@@ -8,7 +8,7 @@ from graft.errors import UserError
 from graft.files import write_json
 from graft.inversion import invert
 from graft.jobs import compute_of, run
-from graft.networks.unet import load_unet, unet_velocity
+from graft.networks.flows import load_network, velocity_of
 from graft.progress import progress
 from graft.sampling import Stage, sample
 from graft.seeding import Draw, chunked_normal
@@ -23,9 +23,9 @@ def main(job):
     compute, task, params = compute_of(job), Images(job.params.dequantisation), job.params
     seed, shard = int(job.wildcards.seed), int(job.wildcards.shard)
     images = load_images(job.input.data)
-    velocity = unet_velocity(load_unet(job.input.base).to(compute.device))
-    total = min(params.images or len(images), len(images))
-    batches = shard_batches(total, params.batch_size, shard, params.shards)
+    velocity = velocity_of(load_network(job.input.base).to(compute.device))
+    count = min(params.images or len(images), len(images))
+    batches = shard_batches(count * params.repeats, params.batch_size, shard, params.shards)
 
     def inverse(x, steps):
         return invert(x.to(compute.device), velocity, steps, params.tolerance, params.max_iterations)
@@ -35,7 +35,7 @@ def main(job):
 
     tensors, summary = {}, {}
     for steps in params.step_counts:
-        points = [task.points(images, seed, Draw.DEQUANTISATION, *batch) for batch in batches]
+        points = [task.points(images, count, seed, Draw.DEQUANTISATION, *batch) for batch in batches]
         found = [inverse(x, steps) for x in progress(points, f"inverting {steps} steps")]
         solved = torch.cat([inversion.converged(params.tolerance) for inversion in found]).cpu()
         noise = torch.cat([inversion.noise for inversion in found]).cpu()

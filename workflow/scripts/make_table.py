@@ -37,11 +37,10 @@ def values_of(job, name, plan):
     """A row for each seed, chain and metric of a setting; the clean data are a row of their own."""
     folder = Path(job.params.folder) / name
     note = read_json(folder / "data" / "data.json")["note"]
-    known = {chain.name: chain for chain in chains(**plan["chains"])}
     for seed in job.params.seeds:
         found = read_json(folder / f"seed{seed}" / "metrics.json")
-        for key, metrics in found["metrics"].items():
-            chain, cost = known.get(key, DATA), found["costs"].get(key, {})
+        for chain in [DATA, *chains(**plan["chains"])]:
+            metrics, cost = found["metrics"][chain.name], found["costs"].get(chain.name, {})
             row = {
                 "task": "images",
                 "setting": f"{name} ({note})" if note else name,
@@ -57,32 +56,41 @@ def values_of(job, name, plan):
             for metric, better in BETTER.items():
                 yield {
                     **row,
-                    "metric": plan["frechet"] if metric == "frechet" else metric,
+                    "metric": plan["names"][metric],
                     "better": better,
                     "value": metrics[metric],
                 }
 
 
 def costs_of(job, name, plan):
-    """A row for each seed and chain: seconds an image in sampling, hours of training."""
+    """A row for each chain: seconds an image over seeds, and how fast its networks were trained."""
     folder = Path(job.params.folder) / name
-    base = read_json(folder / "base_timing.json")
-    for seed in job.params.seeds:
-        sampling = [
-            read_json(path)["seconds_per_image"]
-            for path in sorted((folder / f"seed{seed}").glob("samples/*_timing.json"))
+    base = read_json(folder / "base_timing.json")["images_per_second"]
+    sampled = [
+        pd.Series(read_json(path)["seconds_per_image"])
+        for seed in job.params.seeds
+        for path in sorted((folder / f"seed{seed}" / "samples").glob("*_timing.json"))
+    ]
+    seconds = pd.concat(sampled, axis=1)
+    for chain in chains(**plan["chains"]):
+        trained = [
+            read_json(folder / f"seed{seed}" / "correctors" / f"{chain.path}_timing.json")["images_per_second"]
+            for seed in job.params.seeds
+            if chain.path
         ]
-        for chain in chains(**plan["chains"]):
-            yield {
-                "task": "images",
-                "setting": name,
-                "method": chain.method,
-                "base_steps": chain.base_steps,
-                "corrector_steps": chain.corrector_steps,
-                "seed": seed,
-                "seconds_per_image": sum(shard[chain.name] for shard in sampling) / len(sampling),
-                "base_training_images_per_second": base["images_per_second"],
-            }
+        rates = [rates[str(chain.base_steps)] for rates in trained]
+        yield {
+            "task": "images",
+            "setting": name,
+            "method": chain.method,
+            "base_steps": chain.base_steps,
+            "corrector_steps": chain.corrector_steps,
+            "seconds_per_image": seconds.loc[chain.name].mean(),
+            "seconds_per_image_stderr": seconds.loc[chain.name].sem(),
+            "seeds": len(job.params.seeds),
+            "base_training_images_per_second": base,
+            "corrector_training_images_per_second": pd.Series(rates, dtype=float).mean(),
+        }
 
 
 run(main, snakemake)

@@ -11,7 +11,7 @@ import torch
 
 from graft.files import read_json, write_json
 from graft.jobs import compute_of, run
-from graft.networks.unet import load_unet, unet_flops
+from graft.networks.flows import count_flops, load_network
 from graft.speed import matmul_flops_per_second
 
 PACKAGES = ["snakemake", "torch", "torchvision", "diffusers", "torch-fidelity", "numpy", "pandas", "matplotlib"]
@@ -69,7 +69,10 @@ def inversions(folder):
 
 def throughput(folder, costs, peak):
     """Base training and sampling, in images a second and as a share of the measured peak (MFU)."""
-    rate, flops = read_json(folder / "base_timing.json")["images_per_second"], unet_flops(load_unet(folder / "base"))
+    rate, flops = (
+        read_json(folder / "base_timing.json")["images_per_second"],
+        count_flops(load_network(folder / "base")),
+    )
     base = costs[(costs["setting"] == folder.name) & (costs["method"] == "base")]
     steps_per_second = (base["base_steps"] / base["seconds_per_image"]).mean()
     return {

@@ -7,7 +7,7 @@ import torch
 
 from graft.files import write_json
 from graft.jobs import compute_of, run
-from graft.networks.unet import load_unet, point_shape, unet_flops, unet_velocity
+from graft.networks.flows import count_flops, load_network, point_shape, velocity_of
 from graft.noise_correction import chains
 from graft.progress import progress
 from graft.sampling import Stage, sample
@@ -19,13 +19,13 @@ from graft.tasks.images import Images
 def main(job):
     compute, task, params = compute_of(job), Images(job.params.dequantisation), job.params
     seed, shard = int(job.wildcards.seed), int(job.wildcards.shard)
-    base = load_unet(job.input.base)
+    base = load_network(job.input.base)
     correctors = {
-        (path, steps): load_unet(Path(folder) / f"base{steps}")
+        (path, steps): load_network(Path(folder) / f"base{steps}")
         for path, folder in zip(params.paths, job.input.correctors, strict=True)
         for steps in params.step_counts
     }
-    flops = {network: unet_flops(network) for network in (base, *correctors.values())}
+    flops = {network: count_flops(network) for network in (base, *correctors.values())}
     velocities = {network: velocity_of(network, compute) for network in flops}
     batches = shard_batches(params.samples, params.batch_size, shard, params.shards)
     # Every chain starts from the same noises, so that differences between chains are not differences of noises.
@@ -44,17 +44,6 @@ def main(job):
         }
     write_tensors(job.output.samples, tensors, {"shard": shard, "costs": costs})
     write_json(job.output.timing, {"seconds_per_image": timing})
-
-
-def velocity_of(network, compute):
-    """The network's velocity on the job's device, in its precision, compiled if it says so."""
-    velocity = unet_velocity(compute.compile(network.to(compute.device)))
-
-    def mixed(x, t):
-        with compute.autocast():
-            return velocity(x, t)
-
-    return mixed
 
 
 def draw(noises, stages, task, compute, name):

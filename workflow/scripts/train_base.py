@@ -7,7 +7,7 @@ import torch
 from graft.errors import UserError
 from graft.files import write_json
 from graft.jobs import compute_of, identity_of, run
-from graft.networks.unet import build_unet, load_unet, point_shape, unet_velocity
+from graft.networks.flows import build_network, load_network, point_shape, velocity_of
 from graft.objectives import flow_matching
 from graft.paths import PATHS
 from graft.tables import write_csv
@@ -18,7 +18,7 @@ from graft.training import TrainingSettings, train
 def main(job):
     images, folder = load_images(job.input.data), Path(job.output.model)
     if job.params.pretrained:
-        network, seconds = load_unet(job.params.pretrained), None
+        network, seconds = load_network(job.params.pretrained), None
         if point_shape(network) != images.shape:
             raise UserError(f"{job.params.pretrained}: takes {point_shape(network)}, the data are {images.shape}")
     else:
@@ -33,9 +33,9 @@ def train_flow(job, images, folder):
 
     def loss(network, batch, generator):
         noise = torch.randn(batch.shape, generator=generator, device=batch.device)
-        return flow_matching(unet_velocity(network), PATHS["straight"], task.encode(batch, noise), generator)
+        return flow_matching(velocity_of(network), PATHS["straight"], task.encode(batch, noise), generator)
 
-    network = build_unet(job.params.network, images.shape, seed=job.params.seed, run=0)
+    network = build_network(job.params.network, images.shape, seed=job.params.seed, run=0)
     log = train(
         network,
         [images],

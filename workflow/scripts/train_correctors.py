@@ -4,7 +4,7 @@ from pathlib import Path
 
 from graft.files import write_json
 from graft.jobs import compute_of, identity_of, run
-from graft.networks.unet import build_unet, unet_velocity
+from graft.networks.flows import build_network, velocity_of
 from graft.objectives import flow_matching
 from graft.paths import PATHS
 from graft.shards import ShardedTensor
@@ -18,11 +18,11 @@ def main(job):
     path, rates = PATHS[job.wildcards.path], {}
 
     def loss(network, batch, generator):
-        return flow_matching(unet_velocity(network), path, batch, generator)
+        return flow_matching(velocity_of(network), path, batch, generator)
 
     for steps in job.params.step_counts:
         noises = ShardedTensor(job.input.noise, f"noise_{steps}")
-        network = build_unet(job.params.network, noises.shape, seed=seed, run=steps)
+        network = build_network(job.params.network, noises.shape, seed=seed, run=steps)
         log = train(
             network,
             [noises],

@@ -13,6 +13,9 @@ from graft.tables import write_csv
 from graft.tasks.images import Images, load_images
 from graft.training import TrainingSettings, train
 
+CALIBRATION = 4096
+"""Images that set the scale of the features."""
+
 
 def main(job):
     folder, compute, task = Path(job.output[0]), compute_of(job), Images(job.params.dequantisation)
@@ -38,15 +41,14 @@ def main(job):
         checkpoint=Path(job.params.checkpoint),
         identity=identity_of(job),
     )
+    network.calibrate(compute.to_device(images[:CALIBRATION]))
     network.save_pretrained(folder)
     write_csv(folder / "training.csv", log.curve)
+    batches = torch.arange(len(images)).split(CALIBRATION)
     with torch.no_grad():
-        guesses = [
-            network(compute.to_device(images[rows])).argmax(dim=1).cpu()
-            for rows in torch.arange(len(images)).split(1024)
-        ]
-    right = (torch.cat(guesses) == labels[:]).double().mean().item()
-    write_json(folder / "accuracy.json", {"accuracy_on_its_training_data": right})
+        guesses = torch.cat([network(compute.to_device(images[rows])).argmax(dim=1).cpu() for rows in batches])
+    accuracy = (guesses == labels[:]).double().mean().item()
+    write_json(folder / "accuracy.json", {"accuracy_on_its_training_data": accuracy})
     Path(job.params.checkpoint).unlink(missing_ok=True)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from graft.files import atomic
 from graft.noise_correction import Chain
@@ -55,6 +56,11 @@ def draw_quality(axes: Axes, rows: pd.DataFrame) -> None:
                 steps, (row.gflops_per_image, row.mean), xytext=(4, 4), textcoords="offset points", fontsize=7
             )
     axes.set(xscale="log", yscale="log", xlabel="GFLOPs an image", ylabel=f"{rows['metric'].iloc[0]}, lower is better")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+        axis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.margins(0.12)
     axes.legend(fontsize=7)
     axes.grid(alpha=0.25, which="both")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from graft.files import read_json
@@ -30,10 +31,13 @@ class Images:
         """Points (B, C, H, W) as uint8 images, rounded and clipped to the pixels' range."""
         return ((x_0.clamp(-1, 1) + 1) * 127.5).round().byte()
 
-    def points(self, images: ShardedTensor, seed: int, draw: Draw, start: int, stop: int) -> Tensor:
-        """The images [start, stop) as points, (stop - start, C, H, W), with the noise of (seed, draw)."""
+    def points(self, images: ShardedTensor, count: int, seed: int, draw: Draw, start: int, stop: int) -> Tensor:
+        """The points [start, stop) of the endless repetition of the first `count` images, (stop - start, C, H, W).
+
+        Each repetition of an image is dequantised anew, with the noise of (seed, draw).
+        """
         noise = chunked_normal(seed, draw, start, stop, images.shape)
-        return self.encode(images[start:stop], noise)
+        return self.encode(images[torch.arange(start, stop) % count], noise)
 
 
 def load_images(folder: str | Path, name: str = "images") -> ShardedTensor:

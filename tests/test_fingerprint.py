@@ -1,0 +1,224 @@
+import ast
+import re
+import shutil
+
+import pytest
+
+from graft.fingerprint import fingerprint
+
+FILES = {
+    "train.py": '''
+        """Script."""
+        from graft.losses import loss
+        from graft.networks.small import Network
+
+        def main(job):
+            """Train."""
+            return loss(Network(job))
+
+        main(snakemake)
+    ''',
+    "graft/__init__.py": '"""Package."""',
+    "graft/losses.py": '''
+        """Losses."""
+        from graft.helpers import halve
+
+        SCALE = 2
+        """Factor of the loss."""
+
+        def loss(x):
+            """Loss of x."""
+            # scaled
+            return halve(SCALE * x)
+
+        def never_called(x):
+            return x + 1
+    ''',
+    "graft/helpers.py": """
+        def halve(x):
+            return x / 2
+
+        def unused(x):
+            return x / 3
+    """,
+    "graft/networks/__init__.py": "",
+    "graft/networks/small.py": """
+        import torch
+
+        class Network(torch.nn.Module):
+            width = 3
+
+            def __init__(self, job):
+                self.job = self.helper(job)
+
+            def forward(self, x):
+                return x + self.job
+
+            def helper(self, x):
+                return x
+    """,
+    "graft/metrics.py": """
+        def measure(x):
+            return x
+    """,
+}
+
+
+@pytest.fixture()
+def write(tmp_path):
+    """Writes FILES with some text replaced, each time into a folder of its own, and returns the script."""
+    number = iter(range(100))
+
+    def write(changes=()):
+        folder = tmp_path / str(next(number)) / "scripts"
+        for name, text in FILES.items():
+            lines = [line[8:] if line.startswith("        ") else line for line in text.strip("\n").split("\n")]
+            text = "\n".join(lines).rstrip() + "\n"
+            for file, old, new in changes:
+                if file == name:
+                    assert text.count(old) == 1
+                    text = text.replace(old, new)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        return folder / "train.py"
+
+    return write
+
+
+def test_same_code_has_the_same_fingerprint_wherever_it_lies(write):
+    assert fingerprint(write()) == fingerprint(write())
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("graft/losses.py", "# scaled", "# scaled, as in the paper"),
+        ("graft/losses.py", "    # scaled\n", ""),
+        ("graft/losses.py", "Loss of x.", "The loss of a batch."),
+        ("graft/losses.py", '"""Losses."""', '"""All the losses."""\n\n'),
+        ("graft/losses.py", "Factor of the loss.", "What the loss is multiplied by."),
+        ("graft/losses.py", "halve(SCALE * x)", "halve(\n        SCALE * x\n    )"),
+        ("train.py", '"""Script."""', "# A script."),
+        ("train.py", '    """Train."""\n', ""),
+    ],
+    ids=["comment", "no comment", "docstring", "module", "constant's docstring", "layout", "script", "main"],
+)
+def test_descriptions_do_not_count(write, file, old, new):
+    assert fingerprint(write([(file, old, new)])) == fingerprint(write())
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("graft/losses.py", "SCALE * x", "SCALE + x"),
+        ("graft/losses.py", "SCALE = 2", "SCALE = 3"),
+        ("graft/helpers.py", "x / 2", "x / 4"),
+        ("graft/networks/small.py", "width = 3", "width = 4"),
+        ("graft/networks/small.py", "return x\n", "return 2 * x\n"),
+        ("graft/networks/small.py", "self.helper(job)", "job and self.helper(job)"),
+        ("graft/networks/small.py", "x + self.job", "x - self.job"),
+        ("train.py", "loss(Network(job))", "loss(Network(None))"),
+        ("train.py", "main(snakemake)", "main(None)"),
+    ],
+    ids=[
+        "function",
+        "constant",
+        "function of a function",
+        "class attribute",
+        "method",
+        "__init__",
+        "method that only a framework calls",
+        "script",
+        "script's statement",
+    ],
+)
+def test_reached_code_counts(write, file, old, new):
+    assert fingerprint(write([(file, old, new)])) != fingerprint(write())
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("graft/losses.py", "x + 1", "x + 2"),
+        ("graft/helpers.py", "x / 3", "x / 4"),
+        ("graft/metrics.py", "return x", "return -x"),
+    ],
+    ids=["function", "function of another module", "module"],
+)
+def test_code_out_of_reach_does_not_count(write, file, old, new):
+    assert fingerprint(write([(file, old, new)])) == fingerprint(write())
+
+
+def test_code_that_comes_into_reach_counts(write):
+    call = ("train.py", "loss(Network(job))", "never_called(Network(job))")
+    edit = ("graft/losses.py", "x + 1", "x + 2")
+    imported = ("train.py", "import loss", "import never_called")
+    assert fingerprint(write([call, imported])) != fingerprint(write([call, imported, edit]))
+
+
+@pytest.fixture()
+def copy(repository, tmp_path):
+    """A copy of the workflow's scripts; with `edit`, each function of that name in `file` starts with a statement."""
+    number = iter(range(100))
+
+    def copy(file=None, edit=None):
+        folder = tmp_path / str(next(number)) / "scripts"
+        ignore = shutil.ignore_patterns("__pycache__", ".*")
+        shutil.copytree(repository / "workflow" / "scripts", folder, ignore=ignore)
+        if file:
+            tree = ast.parse((folder / file).read_text())
+            functions = [node for node in ast.walk(tree) if getattr(node, "name", None) == edit]
+            assert functions
+            for function in functions:
+                function.body.append(ast.parse("edited = 1").body[0])
+            (folder / file).write_text(ast.unparse(tree))
+        return folder
+
+    return copy
+
+
+def changed(before, after):
+    """Names of the scripts whose fingerprints differ."""
+    scripts = sorted(path.name for path in before.glob("*.py"))
+    assert scripts == sorted(path.name for path in after.glob("*.py"))
+    return {name for name in scripts if fingerprint(before / name) != fingerprint(after / name)}
+
+
+def test_editing_the_inversion_concerns_the_inversion(copy):
+    scripts = changed(copy(), copy("graft/inversion.py", "solve_step"))
+    assert "invert_data.py" in scripts
+    assert not {"train_base.py", "sample_chains.py", "prepare_data.py", "evaluate_samples.py"} & scripts
+
+
+def test_editing_a_metric_concerns_the_evaluation(copy):
+    scripts = changed(copy(), copy("graft/metrics/images.py", "distances"))
+    assert "evaluate_samples.py" in scripts
+    assert not {"train_base.py", "sample_chains.py", "invert_data.py"} & scripts
+
+
+def test_editing_the_objective_concerns_training(copy):
+    scripts = changed(copy(), copy("graft/objectives.py", "flow_matching"))
+    assert {"train_base.py", "train_correctors.py"} <= scripts
+    assert not {"sample_chains.py", "invert_data.py", "prepare_data.py"} & scripts
+
+
+def test_editing_the_sampler_does_not_train_anything(copy):
+    scripts = changed(copy(), copy("graft/sampling.py", "sample"))
+    assert {"sample_chains.py", "invert_data.py"} <= scripts
+    assert not {"train_base.py", "train_correctors.py"} & scripts
+
+
+def test_editing_the_classifier_concerns_its_training_and_the_evaluation(copy):
+    """`forward` and `features` are called by torch and torch-fidelity, not by name."""
+    assert "train_features.py" in changed(copy(), copy("graft/networks/classifier.py", "forward"))
+    assert "evaluate_samples.py" in changed(copy(), copy("graft/networks/classifier.py", "features"))
+    assert "evaluate_samples.py" in changed(copy(), copy("graft/metrics/images.py", "forward"))
+
+
+def test_comments_and_docstrings_of_the_workflow_do_not_count(copy):
+    after = copy()
+    for path in after.rglob("*.py"):
+        text, count = re.subn(r'^( *""")(?=[A-Za-z`])', r"\1Or so: ", path.read_text(), flags=re.MULTILINE)
+        assert count or not text
+        path.write_text(f"# A comment.\n{text}\n# Another.\n")
+    assert changed(copy(), after) == set()

@@ -1,0 +1,216 @@
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import graft.training
+from graft.errors import UserError
+from graft.objectives import flow_matching
+from graft.paths import PATHS
+from graft.shards import ShardedTensor, TensorFile, write_tensors
+from graft.training import TrainingSettings, train
+
+SETTINGS = TrainingSettings(steps=250, batch_size=64, learning_rate=1e-2, ema_decay=0.9)
+
+
+class Flow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.layers = nn.Sequential(nn.Linear(3, 32), nn.SiLU(), nn.Linear(32, 2))
+
+    def forward(self, x, t):
+        return self.layers(torch.cat([x, t[:, None]], dim=1))
+
+
+class Loss:
+    """Flow matching, which counts the steps and does something else from step `wrong_from` on."""
+
+    def __init__(self, wrong_from=math.inf, wrong=None):
+        self.calls, self.wrong_from, self.wrong = 0, wrong_from, wrong
+
+    def __call__(self, network, batch, generator):
+        self.calls += 1
+        value = flow_matching(network, PATHS["straight"], batch, generator)
+        return self.wrong(value) if self.calls >= self.wrong_from else value
+
+
+def write_data(folder):
+    rows = torch.randn(300, 2, generator=torch.Generator().manual_seed(0)) * 0.1 + torch.tensor([2.0, -1.0])
+    for shard, part in enumerate(rows.split(150)):
+        write_tensors(folder / f"shard{shard}.safetensors", {"rows": part}, {})
+
+
+def train_flow(folder, cpu, loss=None, settings=SETTINGS, checkpoint="checkpoint", identity="code", seed=0):
+    """Bytes of all parameters, and the loss curve."""
+    flow = Flow()
+    data = ShardedTensor([folder / f"shard{shard}.safetensors" for shard in range(2)], "rows")
+    checkpoint = folder / f"{checkpoint}.safetensors"
+    log = train(
+        flow,
+        [data],
+        loss or Loss(),
+        settings,
+        seed=seed,
+        run=0,
+        compute=cpu,
+        checkpoint=checkpoint,
+        identity=identity,
+    )
+    return [parameter.detach().numpy().tobytes() for parameter in flow.parameters()], log.curve
+
+
+@pytest.fixture()
+def folder(tmp_path):
+    write_data(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture()
+def checkpoint_at_every_point(monkeypatch):
+    monkeypatch.setattr(graft.training, "CHECKPOINT_MINUTES", 0)
+
+
+def test_loss_decreases(folder, cpu):
+    _, curve = train_flow(folder, cpu)
+    losses = [point["loss"] for point in curve]
+    assert sum(losses[-10:]) / 10 < 0.5 * sum(losses[:3]) / 3
+    steps = [point["step"] for point in curve]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == SETTINGS.steps
+    assert 50 <= len(steps) <= 150
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(folder, cpu):
+    first = train_flow(folder, cpu, checkpoint="first")
+    torch.manual_seed(123)
+    assert train_flow(folder, cpu, checkpoint="second") == first
+    assert train_flow(folder, cpu, checkpoint="third", seed=1)[0] != first[0]
+
+
+def test_training_leaves_the_averaged_weights(folder, cpu):
+    """With a decay of 0 the average is the last weights; with a large one it is far from them."""
+    short = {"steps": 20, "batch_size": 64, "learning_rate": 1e-2}
+    last, _ = train_flow(folder, cpu, settings=TrainingSettings(**short, ema_decay=0.0), checkpoint="last")
+    kept = TensorFile(folder / "last.safetensors").tensors()
+    assert last == [kept[f"model.{i}"].numpy().tobytes() for i in range(len(last))]
+    mean, _ = train_flow(folder, cpu, settings=TrainingSettings(**short, ema_decay=0.99), checkpoint="mean")
+    assert mean != last
+    kept = TensorFile(folder / "mean.safetensors").tensors()
+    assert mean == [kept[f"ema.{i}"].numpy().tobytes() for i in range(len(mean))]
+
+
+def killed_run(folder):
+    """What the killed process runs: SIGKILL from within step 131 of 250."""
+    from graft.compute import Compute
+
+    torch.set_num_threads(1)
+    graft.training.CHECKPOINT_MINUTES = 0
+    loss = Loss(wrong_from=131, wrong=lambda value: os.kill(os.getpid(), signal.SIGKILL))
+    train_flow(Path(folder), Compute(torch.device("cpu"), precision="fp32", compiled=False), loss)
+
+
+def test_killed_and_resumed_training_ends_with_the_same_bytes(folder, cpu):
+    here = Path(__file__).resolve().parent
+    killed = subprocess.run(
+        [sys.executable, "-c", "import sys, test_training; test_training.killed_run(sys.argv[1])", str(folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    reached = TensorFile(folder / "checkpoint.safetensors").metadata["step"]
+    assert 100 <= reached <= 130
+    loss = Loss()
+    weights, curve = train_flow(folder, cpu, loss)
+    assert loss.calls == SETTINGS.steps - reached
+    uninterrupted = train_flow(folder, cpu, checkpoint="uninterrupted")
+    assert weights == uninterrupted[0]
+    assert curve == uninterrupted[1]
+
+
+def test_finished_training_is_not_repeated(folder, cpu):
+    first, again = train_flow(folder, cpu), Loss()
+    assert train_flow(folder, cpu, again) == first
+    assert again.calls == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"identity": "other code"},
+        {"seed": 1},
+        {"settings": TrainingSettings(steps=250, batch_size=64, learning_rate=2e-2, ema_decay=0.9)},
+    ],
+    ids=["identity", "seed", "settings"],
+)
+def test_checkpoint_of_something_else_is_ignored(folder, cpu, change):
+    train_flow(folder, cpu)
+    loss = Loss()
+    weights = train_flow(folder, cpu, loss, **change)
+    assert loss.calls == SETTINGS.steps
+    assert weights == train_flow(folder, cpu, checkpoint="fresh", **change)
+
+
+def test_truncated_checkpoint_is_named(folder, cpu):
+    train_flow(folder, cpu)
+    checkpoint = folder / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"checkpoint\.safetensors"):
+        train_flow(folder, cpu)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_loss_that_is_not_finite_names_the_step_and_leaves_no_checkpoint(folder, cpu, value):
+    loss = Loss(wrong_from=33, wrong=lambda loss: loss * value)
+    settings = TrainingSettings(steps=100, batch_size=64, learning_rate=1e-2, ema_decay=0.9)
+    with pytest.raises(UserError, match=rf"{value} at step 33\b"):
+        train_flow(folder, cpu, loss, settings)
+    assert not (folder / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.usefixtures("checkpoint_at_every_point")
+def test_checkpoint_before_a_nan_loss_is_kept_and_finite(folder, cpu):
+    with pytest.raises(UserError, match="step"):
+        train_flow(folder, cpu, Loss(wrong_from=100, wrong=lambda loss: loss * math.nan))
+    kept = TensorFile(folder / "checkpoint.safetensors")
+    assert 90 <= kept.metadata["step"] < 100
+    assert all(tensor.isfinite().all() for tensor in kept.tensors().values())
+
+
+def test_weights_that_are_not_finite_are_no_result(folder, cpu):
+    """The last step's loss is finite and its gradient is not."""
+
+    def bad_gradient(value):
+        return value + (0 * value).sqrt()
+
+    with pytest.raises(UserError, match="step"):
+        train_flow(folder, cpu, Loss(wrong_from=SETTINGS.steps, wrong=bad_gradient))
+    assert not (folder / "checkpoint.safetensors").exists()
+
+
+def test_arrays_are_drawn_by_the_same_rows(cpu, tmp_path):
+    rows = torch.arange(50.0)[:, None]
+    write_tensors(tmp_path / "pairs.safetensors", {"x": rows, "y": -2 * rows[:, 0]}, {})
+    seen = []
+
+    def loss(network, x, y, generator):
+        assert torch.equal(y, -2 * x[:, 0])
+        seen.append(x[:, 0])
+        return network(x).square().mean()
+
+    settings = TrainingSettings(steps=8, batch_size=32, learning_rate=1e-3, ema_decay=0.9)
+    data = [ShardedTensor([tmp_path / "pairs.safetensors"], name) for name in "xy"]
+    arguments = {"seed": 0, "run": 0, "compute": cpu, "identity": ""}
+    train(nn.Linear(1, 1), data, loss, settings, **arguments, checkpoint=tmp_path / "checkpoint")
+    assert [len(rows) for rows in seen] == [32] * 8
+    assert len({tuple(rows.tolist()) for rows in seen}) == 8, "every step draws other rows"
+    assert len(torch.cat(seen).unique()) > 45
