@@ -64,7 +64,7 @@ FILES = {
 }
 
 
-@pytest.fixture()
+@pytest.fixture
 def write(tmp_path):
     """Writes FILES with some text replaced, each time into a folder of its own, and returns the script."""
     number = iter(range(100))
@@ -156,7 +156,7 @@ def test_code_that_comes_into_reach_counts(write):
     assert fingerprint(write([call, imported])) != fingerprint(write([call, imported, edit]))
 
 
-@pytest.fixture()
+@pytest.fixture
 def copy(repository, tmp_path):
     """A copy of the workflow's scripts; with `edit`, each function of that name in `file` starts with a statement."""
     number = iter(range(100))

@@ -102,7 +102,7 @@ def test_estimated_error_is_honest_with_the_exact_velocity(velocity, tolerance):
 
 
 def test_estimated_error_is_honest_where_residuals_are_not():
-    """h J has eigenvalues up to 0.95, so that the error is up to 20 times the residual; measured: 4 times the estimate."""
+    """h J has eigenvalues up to 0.95: the error is up to 20 times the residual. Measured: 4 times the estimate."""
     rates, tolerance = torch.linspace(-0.9, 0.95, 64), 1e-4
     x = normal(50, 64)
     found, error, _ = solve_step(x - rates * x, lambda x, t: rates * x, 1.0, 1.0, tolerance, 100)
@@ -129,6 +129,13 @@ def test_too_few_iterations_do_not_count_as_converged(digits, velocity):
     inversion = invert(digits, velocity, 8, TOLERANCE, 1)
     assert not inversion.converged(TOLERANCE).any()
     assert not (inversion.error <= TOLERANCE).any()
+
+
+def test_best_iterate_is_kept(digits, velocity):
+    """Two steps, of which the second is too hard: more iterations never leave a larger error."""
+    errors = [solve_step(digits, velocity, 0.5, 0.5, TOLERANCE, count)[1] for count in range(2, 12)]
+    assert not (errors[-1] <= TOLERANCE).all()
+    assert (torch.stack(errors).diff(dim=0) <= 0).all()
 
 
 def exponential(x, t):
@@ -173,6 +180,7 @@ def test_all_nan_velocity_marks_every_sample_and_returns():
     inversion = invert(x, lambda x, t: torch.full_like(x, torch.nan), 4, TOLERANCE, ITERATIONS)
     assert inversion.error.shape == (3, 4)
     assert not inversion.converged(TOLERANCE).any()
+    assert inversion.evaluations <= 2 * 3 * 4, "there is nothing to iterate on"
 
 
 def test_errors_stand_in_sampling_order():
@@ -183,6 +191,7 @@ def test_errors_stand_in_sampling_order():
 
     inversion = invert(normal(3, 2), velocity, 4, TOLERANCE, ITERATIONS)
     assert (inversion.error <= TOLERANCE).tolist() == [[False, True, True, True]] * 3
+    assert not inversion.converged(TOLERANCE).any(), "one step missed is enough"
 
 
 def test_evaluations_and_steps_are_counted(velocity):

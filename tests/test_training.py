@@ -67,13 +67,13 @@ def train_flow(folder, cpu, loss=None, settings=SETTINGS, checkpoint="checkpoint
     return [parameter.detach().numpy().tobytes() for parameter in flow.parameters()], log.curve
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path):
     write_data(tmp_path)
     return tmp_path
 
 
-@pytest.fixture()
+@pytest.fixture
 def checkpoint_at_every_point(monkeypatch):
     monkeypatch.setattr(graft.training, "CHECKPOINT_MINUTES", 0)
 

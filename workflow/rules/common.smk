@@ -20,7 +20,7 @@ try:
     check_config(ASSETS, Path(workflow.basedir) / "workflow/schemas/assets.yaml")
     check_references(config, ASSETS)
 except (UserError, OSError) as error:
-    raise WorkflowError(f"configuration: {error}")
+    sys.exit(f"error: configuration: {error}")
 
 # Every job of a machine shares what torch.compile has compiled.
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.abspath("results/compiled"))

@@ -29,8 +29,8 @@ def fetch_asset(name: str, formats: list[dict[str, Any]], mirror: str | None, fo
     """Put the files of one asset into `folder`, with an `asset.json` that says which format they are in.
 
     `formats` are alternatives, best first, as `config/assets.yaml` lists them. Each is looked for in the mirror (a
-    folder or a URL), then each at its public address. Files of a mirror folder are linked, not copied. Raises UserError if
-    no format is complete, or if a file found does not have its checksum.
+    folder or a URL), then each at its public address. Files of a mirror folder are linked, not copied. Raises
+    UserError if no format is complete, or if a file found does not have its checksum.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sources = [mirror] if mirror else []

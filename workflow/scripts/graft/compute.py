@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import IO, TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from graft.errors import UserError
@@ -33,6 +34,7 @@ class Compute:
         Raises UserError if a GPU is asked for and there is none.
         """
         torch.set_num_threads(threads)
+        threadpool_limits(threads)
         torch.use_deterministic_algorithms(not gpus)
         # float32 stays float32: the inverse of a sampler needs all its digits.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

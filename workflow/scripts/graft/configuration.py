@@ -46,7 +46,7 @@ def _lines(error: ValidationError) -> Iterator[str]:
         for key in sorted(set(error.instance) - set(known)):
             yield f"{place}: unknown key {key!r}{_nearest(key, known)}"
     elif error.validator == "type" and isinstance(error.instance, str) and _is_number(error.instance):
-        yield f"{place}: {error.instance!r} is text in YAML; write it with a decimal point, as {float(error.instance)!r}"
+        yield f"{place}: {error.instance!r} is text in YAML; write it with a decimal point, as 1.0e-6"
     else:
         yield f"{place}: {error.message}"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from graft.errors import UserError
 from graft.progress import progress
 
+ARCHIVE_SUFFIXES = {".zip", ".tar", ".gz", ".tgz"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -89,14 +91,16 @@ def read_jpeg_npz(folder: Path, size: int, channels: int) -> ImageSet:
 
 def read_folder(folder: Path, size: int, channels: int) -> ImageSet:
     """All images below a folder, in the order of their paths, centre-cropped to a square and resized."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    # os.walk, because the asset may be a link to the folder and Path.rglob does not follow links.
+    found = (Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names)
+    files = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
     pieces = ((str(path), path.read_bytes()) for path in files)
     return ImageSet(_decoded(pieces, len(files), size, channels, folder), None)
 
 
 def read_archive(folder: Path, size: int, channels: int) -> ImageSet:
     """All images in a .zip or .tar archive, in the order of their names, centre-cropped to a square and resized."""
-    (path,) = (path for path in folder.iterdir() if path.suffix != ".json")
+    (path,) = (path for path in folder.iterdir() if path.suffix in ARCHIVE_SUFFIXES)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = sorted(name for name in archive.namelist() if Path(name).suffix.lower() in IMAGE_SUFFIXES)

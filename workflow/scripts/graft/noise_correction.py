@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Chain:
-    """One way to draw samples: `base_steps` of the base, after `corrector_steps` on `path` (none for the base alone)."""
+    """One way to draw samples: `corrector_steps` on `path` (none for the base alone), then `base_steps` of the base."""
 
     base_steps: int
     path: str | None = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-import torch
 from torch import Tensor, nn
 
 

@@ -37,4 +37,4 @@ class ResidualMLP(ModelMixin, ConfigMixin):
         hidden = self.enter(sample.flatten(1)) + self.time(timestep).to(sample.dtype)
         for block in self.blocks:
             hidden = hidden + block(hidden)
-        return (self.conv_out(self.norm_out(hidden)).view(len(sample), -1, *sample.shape[2:]),)
+        return (self.conv_out(self.norm_out(hidden)).unflatten(1, (self.config.out_channels, *sample.shape[2:])),)

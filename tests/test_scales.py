@@ -1,0 +1,140 @@
+"""The gpu and paper configurations, as they stand, on replicas of their data with tiny networks laid over them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from replicas import write_assets, write_cifar, write_inception, write_mnist, write_photographs
+from test_workflow import REPOSITORY, TINY_TRAINING, Checkout, merged
+
+from graft.files import read_json
+from graft.tasks.images import load_images
+
+CPU = {"gpu": 0, "precision": "fp32", "compile": False, "threads": {"default": 1, "base": 1}}
+
+
+class ScaledCheckout(Checkout):
+    """A checkout whose runs lie over one of the larger scales, with a mirror of replicas."""
+
+    def __init__(self, folder, scale):
+        super().__init__(folder)
+        self.mirror = folder / "mirror"
+        self.mirror.mkdir()
+        self.scale = yaml.safe_load((REPOSITORY / f"config/{scale}.yaml").read_text())
+
+    def run(self, *targets, config=None, arguments=()):
+        assets = yaml.safe_load((REPOSITORY / "config/assets.yaml").read_text())
+        write_assets(assets, self.mirror, self.folder / "replicas.yaml")
+        change = {"compute": CPU, "mirror": str(self.mirror), "assets": "replicas.yaml", "seeds": [0]}
+        config = merged(self.scale, merged(change, config or {}))
+        return super().run(*targets, config=config, arguments=arguments)
+
+
+def test_paper_scale_end_to_end(tmp_path):
+    checkout = ScaledCheckout(tmp_path, "paper")
+    write_photographs(checkout.mirror, 5, np.random.default_rng(0))
+    write_inception(checkout.mirror / "weights-inception-2015-12-05-6726825d.pth")
+    tiny = {
+        "data": {"shards": 2},
+        "base": {
+            "network": {
+                "block_out_channels": [8] * 6,
+                "norm_num_groups": 4,
+                "attention_head_dim": 8,
+                "layers_per_block": 1,
+            },
+            "training": {**TINY_TRAINING, "steps": 2, "batch_size": 2},
+        },
+        "inversion": {"step_counts": [2], "shards": 1},
+        "corrector": {
+            "step_counts": [2],
+            "network": {
+                "block_out_channels": [4] * 6,
+                "norm_num_groups": 4,
+                "attention_head_dim": 4,
+                "layers_per_block": 1,
+            },
+            "training": {**TINY_TRAINING, "steps": 2, "batch_size": 2},
+        },
+        "sampling": {"samples": 5, "batch_size": 64, "shards": 1, "precision_recall_samples": 8},
+    }
+    done = checkout.run(
+        "table_images", "figure_images", config={"images": {"settings": {"celeba_hq": tiny, "lsun_church": tiny}}}
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    table = pd.read_csv(checkout.folder / "results/paper/tables/images.csv")
+    assert set(table["setting"]) == {"celeba_hq", "lsun_church"}
+    assert {"FID", "KID"} <= set(table["metric"])
+    assert table.groupby("setting")["dequantisation"].first().to_dict() == {"celeba_hq": 0, "lsun_church": 1e-3}
+
+
+def test_published_figures_stand_beside_the_rows_that_they_are_for(tmp_path):
+    from graft.tables import with_published
+
+    published = yaml.safe_load((REPOSITORY / "config/published.yaml").read_text())
+    keys = ["task", "setting", "method", "base_steps", "corrector_steps", "metric"]
+    rows = pd.DataFrame(
+        [{key: row[key] for key in keys} for row in published]
+        + [{**{key: published[0][key] for key in keys}, "base_steps": 8}]
+    )
+    table = with_published(rows, published, keys)
+    assert table["paper"].tolist()[:4] == [13.39, 8.02, 8.63, 7.26]
+    assert pd.isna(table["paper"].iloc[4])
+
+
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory):
+    checkout = ScaledCheckout(tmp_path_factory.mktemp("gpu"), "gpu")
+    rng = np.random.default_rng(1)
+    checkout.digits = write_mnist(checkout.mirror / "mnist", 24, rng)
+    checkout.objects = write_cifar(checkout.mirror / "cifar-10-binary.tar.gz", 3, rng)
+    return checkout
+
+
+def test_gpu_scale_reads_the_public_files(gpu):
+    done = gpu.run("results/gpu/images/mnist/data", "results/gpu/images/cifar10/data")
+    assert done.returncode == 0, done.stderr
+    images, labels = gpu.objects
+    folder = gpu.folder / "results/gpu/images"
+    assert (load_images(folder / "mnist/data")[:].numpy()[:, 0] == gpu.digits).all()
+    assert (load_images(folder / "cifar10/data")[:].numpy() == images).all()
+    assert (load_images(folder / "cifar10/data", "labels")[:].numpy() == labels).all()
+    assert read_json(folder / "cifar10/data/data.json")["note"] is None
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("mnist/train-images-idx3-ubyte.gz", "missing", "asset mnist: the mirror"),
+        ("cifar-10-binary.tar.gz", "changed", "does not have the sha256"),
+    ],
+)
+def test_a_missing_or_changed_asset_is_named(tmp_path, file, damage, message):
+    checkout = ScaledCheckout(tmp_path, "gpu")
+    rng = np.random.default_rng(1)
+    write_mnist(checkout.mirror / "mnist", 4, rng)
+    write_cifar(checkout.mirror / "cifar-10-binary.tar.gz", 1, rng)
+    write_assets(
+        yaml.safe_load((REPOSITORY / "config/assets.yaml").read_text()), checkout.mirror, tmp_path / "frozen.yaml"
+    )
+    place = checkout.mirror / file
+    place.unlink() if damage == "missing" else place.write_bytes(place.read_bytes() + b" ")
+    name = "mnist" if "mnist" in file else "cifar10"
+    done = checkout.run(f"results/assets/{name}", config={"assets": "frozen.yaml"})
+    assert done.returncode != 0
+    assert any(line.startswith("error: ") and message in line for line in done.stderr.splitlines()), done.stderr
+    assert not (tmp_path / "results/assets" / name).exists()
+
+
+def test_the_corrector_costs_at_most_a_quarter_of_the_base():
+    from graft.networks.flows import build_network, count_flops
+
+    for scale in ("config", "gpu", "paper"):
+        settings = yaml.safe_load((REPOSITORY / f"config/{scale}.yaml").read_text())["images"]["settings"]
+        for name, setting in settings.items():
+            shape = (setting["data"]["channels"], setting["data"]["image_size"], setting["data"]["image_size"])
+            base, corrector = (
+                count_flops(build_network(setting[part]["network"], shape, seed=0, run=0))
+                for part in ("base", "corrector")
+            )
+            assert corrector <= base / 4, (scale, name)

@@ -1,0 +1,235 @@
+"""The workflow as its users run it: whole runs on tiny budgets in copies of the repository."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+REPOSITORY = Path(__file__).parents[1]
+
+TINY_TRAINING = {"steps": 8, "batch_size": 32, "learning_rate": 1e-3, "ema_decay": 0.9}
+TINY = {
+    "seeds": [0],
+    "images": {
+        "settings": {
+            "digits": {
+                "features": {"network": {"widths": [4], "features": 8}, "training": TINY_TRAINING},
+                "base": {"network": {"width": 16, "depth": 1}, "training": TINY_TRAINING},
+                "inversion": {"step_counts": [4], "images": 192, "repeats": 1, "batch_size": 64},
+                "corrector": {
+                    "step_counts": [1],
+                    "network": {"width": 8, "depth": 1},
+                    "training": TINY_TRAINING,
+                },
+                "sampling": {"samples": 192, "batch_size": 64},
+            }
+        }
+    },
+}
+ONE_SEED = "results/demo/images/digits/seed0"
+
+
+def merged(base, change):
+    """`base` with the leaves of `change`, both left as they are."""
+    result = dict(base)
+    for key, value in change.items():
+        result[key] = merged(base.get(key, {}), value) if isinstance(value, dict) else value
+    return result
+
+
+def digits(**blocks):
+    """A change of the digits' setting."""
+    return {"images": {"settings": {"digits": blocks}}}
+
+
+class Checkout:
+    """A copy of the repository in which snakemake is run."""
+
+    def __init__(self, folder, results=None):
+        self.folder = folder
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for name in listed.stdout.split():
+            if not name.startswith("results/") and (REPOSITORY / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(REPOSITORY / name, folder / name)
+        if results:
+            # The metadata too, as a user's folder would have it.
+            shutil.copytree(results.folder / "results", folder / "results", copy_function=shutil.copy2, symlinks=True)
+            shutil.copytree(results.folder / ".snakemake", folder / ".snakemake", copy_function=shutil.copy2)
+
+    def run(self, *targets, config=None, arguments=()):
+        """The finished process of `snakemake --cores 2`, with `config` laid over the tiny budgets."""
+        overlay = self.folder / "overlay.yaml"
+        overlay.write_text(yaml.safe_dump(merged(TINY, config or {})))
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--configfile", str(overlay), "--"]
+        return subprocess.run([*command, *targets], cwd=self.folder, capture_output=True, text=True, check=False)
+
+    def planned(self, *targets, **keywords):
+        """Names of the rules that a dry run would execute."""
+        shown = self.run(*targets, arguments=["--dry-run", "--quiet", "host"], **keywords)
+        assert shown.returncode == 0, shown.stderr
+        lines = (line.split() for line in (shown.stdout + shown.stderr).splitlines())
+        return {line[0] for line in lines if len(line) == 2 and line[1].isdigit()} - {"total"}
+
+    def bytes(self, name):
+        return (self.folder / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A finished run of every target at tiny budgets."""
+    checkout = Checkout(tmp_path_factory.mktemp("demo"))
+    done = checkout.run("all")
+    assert done.returncode == 0, done.stderr
+    return checkout
+
+
+@pytest.fixture
+def copy(demo, tmp_path):
+    """A copy of the finished run, for tests that change it."""
+    return Checkout(tmp_path, results=demo)
+
+
+def test_every_table_and_figure_is_made(demo):
+    table = pd.read_csv(demo.folder / "results/demo/tables/images.csv")
+    assert list(table.columns[:10]) == (
+        ["task", "method", "metric", "better", "mean", "stderr", "seeds", "samples", "paper", "paper_source"]
+    )
+    assert {"setting", "base_steps", "corrector_steps", "gflops_per_image", "parameters"} <= set(table.columns)
+    chains = set(table[["method", "base_steps", "corrector_steps"]].itertuples(index=False, name=None))
+    assert chains == {
+        ("data", 0, 0),
+        *(("base", steps, 0) for steps in (4, 8, 16)),
+        *((f"inc_{path}", 4, 1) for path in ("straight", "trigonometric")),
+    }
+    assert set(table["metric"]) == {"FD (digits classifier)", "KD (digits classifier)", "precision", "recall"}
+    assert table["mean"].notna().all()
+    for name in ("tables/images.md", "tables/images.tex", "tables/images_cost.csv", "figures/images.pdf"):
+        assert (demo.folder / "results/demo" / name).stat().st_size > 0
+    assert (demo.folder / "results/demo/figures/images.png").read_bytes().startswith(b"\x89PNG")
+    report = (demo.folder / "results/demo/report.html").read_text()
+    assert "Unconditional images" in report
+
+
+def test_flops_of_a_chain_are_those_of_its_steps(demo):
+    table = pd.read_csv(demo.folder / "results/demo/tables/images.csv").drop_duplicates(["method", "base_steps"])
+    flops = table.set_index(["method", "base_steps"])["gflops_per_image"]
+    # Linear layers of the base: 64 -> 16, time 64 -> 16 -> 16, one block 16 -> 16 -> 16, 16 -> 64; 2 FLOPs a weight.
+    step = 2 * (64 * 16 + 64 * 16 + 16 * 16 + 2 * 16 * 16 + 16 * 64) / 1e9
+    assert flops["base", 4] == pytest.approx(4 * step, rel=1e-6)
+    assert flops["base", 16] == pytest.approx(16 * step, rel=1e-6)
+    assert flops["base", 4] < flops["inc_straight", 4] < flops["base", 8]
+
+
+def test_provenance_says_what_a_reader_asks(demo):
+    record = json.loads(demo.bytes("results/demo/provenance.json"))
+    assert record["seeds"] == [0]
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert record["throughput"]["digits"]["training"]["mfu"] > 0
+    report = record["inversion"]["digits"]["seed0/inverted/shard0.json"]["4"]
+    assert report["unconverged_share"] <= 0.01
+    assert report["known_noise_error"] < 1e-3
+    assert report["data_round_trip_error"] < 1e-4
+
+
+def test_a_second_run_does_nothing(demo):
+    assert demo.planned("all") == set()
+
+
+def test_editing_a_comment_reruns_nothing(copy):
+    source = copy.folder / "workflow/scripts/graft/inversion.py"
+    source.write_text("# A remark.\n" + source.read_text().replace('"""Outcome', '"""The outcome'))
+    assert copy.planned("all") == set()
+
+
+def test_editing_the_inversion_reruns_what_follows_from_it_and_not_the_base(copy):
+    source = copy.folder / "workflow/scripts/graft/inversion.py"
+    source.write_text(source.read_text().replace("MEMORY = 5", "MEMORY = 4"))
+    planned = copy.planned("all")
+    assert {"invert_data", "train_correctors", "sample_chains", "evaluate_samples", "table_images"} <= planned
+    assert not {"train_base", "prepare_data", "train_features", "fetch_asset"} & planned
+
+
+def test_same_seed_gives_the_same_bytes_in_one_shard_or_three(demo, tmp_path):
+    sharded = Checkout(tmp_path)
+    done = sharded.run("table_images", config=digits(inversion={"shards": 3}, sampling={"shards": 3}))
+    assert done.returncode == 0, done.stderr
+    for name in ("tables/images.csv", "images/digits/base/diffusion_pytorch_model.safetensors"):
+        assert sharded.bytes(f"results/demo/{name}") == demo.bytes(f"results/demo/{name}"), name
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (digits(base={"trianing": {}}), "did you mean 'training'?"),
+        (digits(sampling={"samples": "many"}), "images.settings.digits.sampling.samples"),
+        ({"images": {"run": ["digit"]}}, "did you mean 'digits'?"),
+        (digits(data={"asset": "digts"}), "did you mean 'digits'?"),
+    ],
+)
+def test_a_bad_configuration_is_one_clear_line(demo, config, message):
+    done = demo.run("all", config=config, arguments=["--dry-run"])
+    assert done.returncode != 0
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: configuration:"))
+    assert message in line
+
+
+def failing(checkout, target, config, *messages):
+    """Run towards `target`, which must fail with the messages in one line and leave no output."""
+    done = checkout.run(target, config=config, arguments=["--rerun-incomplete"])
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert any(all(message in line for message in messages) for line in lines), done.stderr[-3000:]
+    assert not (checkout.folder / target).exists()
+
+
+def test_a_loss_that_is_not_finite_ends_training(copy):
+    target = "results/demo/images/digits/base"
+    shutil.rmtree(copy.folder / target)
+    wild = digits(base={"training": {**TINY_TRAINING, "learning_rate": 1e30}})
+    failing(copy, target, wild, "the loss is", "at step")
+
+
+def test_an_inversion_that_does_not_converge_ends_the_job(copy):
+    target = f"{ONE_SEED}/inverted/shard0.safetensors"
+    failing(copy, target, digits(inversion={"max_iterations": 1}), "did not converge at 4 steps", "worst at step")
+
+
+def test_a_truncated_shard_is_named(copy):
+    shard = copy.folder / ONE_SEED / "inverted/shard0.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    failing(copy, f"{ONE_SEED}/correctors/straight", None, "shard0.safetensors", "not a whole safetensors file")
+
+
+def test_a_base_of_another_shape_is_refused(copy, tmp_path):
+    from graft.networks.flows import build_network
+
+    build_network({"type": "ResidualMLP", "width": 8, "depth": 1}, (3, 8, 8), seed=0, run=0).save_pretrained(
+        tmp_path / "other"
+    )
+    config = digits(base={"pretrained": str(tmp_path / "other")})
+    failing(copy, "results/demo/images/digits/base", config, "takes (3, 8, 8)", "the data are (1, 8, 8)")
+
+
+def test_a_base_saved_by_diffusers_is_taken_over(copy, tmp_path):
+    from graft.networks.flows import build_network, load_network
+
+    network = build_network({"type": "ResidualMLP", "width": 8, "depth": 1}, (1, 8, 8), seed=7, run=0)
+    network.save_pretrained(tmp_path / "mine")
+    target = "results/demo/images/digits/base"
+    done = copy.run(target, config=digits(base={"pretrained": str(tmp_path / "mine")}))
+    assert done.returncode == 0, done.stderr
+    taken = load_network(copy.folder / target).state_dict()
+    assert all(torch.equal(taken[name], tensor) for name, tensor in network.state_dict().items())
