@@ -156,6 +156,14 @@ def test_code_that_comes_into_reach_counts(write):
     assert fingerprint(write([call, imported])) != fingerprint(write([call, imported, edit]))
 
 
+@pytest.mark.parametrize("statement", ["from graft import helpers", "import graft.helpers as helpers"])
+def test_modules_are_followed_however_they_are_imported(write, statement):
+    imported = ("graft/losses.py", "from graft.helpers import halve", statement)
+    called = ("graft/losses.py", "return halve", "return helpers.halve")
+    edit = ("graft/helpers.py", "x / 2", "x / 4")
+    assert fingerprint(write([imported, called])) != fingerprint(write([imported, called, edit]))
+
+
 @pytest.fixture
 def copy(repository, tmp_path):
     """A copy of the workflow's scripts; with `edit`, each function of that name in `file` starts with a statement."""

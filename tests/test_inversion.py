@@ -132,7 +132,7 @@ def test_too_few_iterations_do_not_count_as_converged(digits, velocity):
 
 
 def test_best_iterate_is_kept(digits, velocity):
-    """Two steps, of which the second is too hard: more iterations never leave a larger error."""
+    """The last of two steps, which is too hard: more iterations never leave a larger error."""
     errors = [solve_step(digits, velocity, 0.5, 0.5, TOLERANCE, count)[1] for count in range(2, 12)]
     assert not (errors[-1] <= TOLERANCE).all()
     assert (torch.stack(errors).diff(dim=0) <= 0).all()

@@ -46,3 +46,41 @@ def setting(leaf):
 def shards_of(name, leaf):
     """Numbers of the shards of an image setting, such as those of its `sampling`."""
     return range(config["images"]["settings"][name][leaf]["shards"])
+
+
+IMAGE_SETTINGS = config["images"]["run"]
+
+
+def metric_names(name):
+    """FID and KID on InceptionV3; on other features the network is named, as the figures are not comparable."""
+    if config["images"]["settings"][name]["features"]["extractor"] == "inception":
+        return {"frechet": "FID", "kid": "KID", "precision": "precision", "recall": "recall"}
+    features = f"{name} classifier"
+    return {"frechet": f"FD ({features})", "kid": f"KD ({features})", "precision": "precision", "recall": "recall"}
+
+
+def chain_plan(name):
+    """The step counts and paths whose products are the rows of a setting."""
+    chosen = config["images"]["settings"][name]
+    return {
+        "step_counts": chosen["inversion"]["step_counts"],
+        "paths": chosen["corrector"]["paths"],
+        "corrector_steps": chosen["corrector"]["step_counts"],
+    }
+
+
+def timings_of(names):
+    """Timing files of all jobs behind a table."""
+    root = "<results>/images"
+    for name in names:
+        yield f"{root}/{name}/base_timing.json"
+        for seed in config["seeds"]:
+            for path in config["images"]["settings"][name]["corrector"]["paths"]:
+                yield f"{root}/{name}/seed{seed}/correctors/{path}_timing.json"
+            for shard in shards_of(name, "sampling"):
+                yield f"{root}/{name}/seed{seed}/samples/shard{shard}_timing.json"
+
+
+def images_folder(wildcards, input):
+    """The folder of all image settings, from a table's inputs."""
+    return str(Path(input.metrics[0]).parents[2])

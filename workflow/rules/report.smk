@@ -1,31 +1,13 @@
 # Needs: the metrics of every seed. Makes: tables, figures, provenance and the report.
 
-IMAGE_SETTINGS = config["images"]["run"]
-
-
-def metric_names(name):
-    """FID and KID on InceptionV3; on other features the network is named, as the figures are not comparable."""
-    if config["images"]["settings"][name]["features"]["extractor"] == "inception":
-        return {"frechet": "FID", "kid": "KID", "precision": "precision", "recall": "recall"}
-    features = f"{name} classifier"
-    return {"frechet": f"FD ({features})", "kid": f"KD ({features})", "precision": "precision", "recall": "recall"}
-
-
-def chain_plan(name):
-    """The step counts and paths whose products are the rows of a setting."""
-    chosen = config["images"]["settings"][name]
-    return {
-        "step_counts": chosen["inversion"]["step_counts"],
-        "paths": chosen["corrector"]["paths"],
-        "corrector_steps": chosen["corrector"]["step_counts"],
-    }
-
 
 rule table_images:
     input:
         metrics=expand(
             "<results>/images/{setting}/seed{seed}/metrics.json", setting=IMAGE_SETTINGS, seed=config["seeds"]
         ),
+        data=collect("<results>/images/{setting}/data", setting=IMAGE_SETTINGS),
+        timings=list(timings_of(IMAGE_SETTINGS)),
         published="config/published.yaml",
     output:
         csv=report(
@@ -54,7 +36,7 @@ rule table_images:
         mem_mb=1000,
         runtime=10,
     params:
-        folder=f"{RESULTS}/images",
+        folder=images_folder,
         seeds=config["seeds"],
         settings={
             name: {
