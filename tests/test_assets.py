@@ -1,3 +1,4 @@
+import base64
 import gzip
 import hashlib
 import http.server
@@ -7,8 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
+import graft.image_formats
+import graft.molecule_formats
 from graft.assets import fetch_asset, read_description
+from graft.configuration import check_config
 from graft.errors import UserError
+from graft.files import atomic
 
 CONTENT = bytes(range(256)) * 10_000
 """More than two of the blocks that files are fetched in."""
@@ -41,8 +46,8 @@ def target(tmp_path):
 
 @pytest.fixture
 def server():
-    """A web server on this machine: `files` by path; `broken` is how a body stops half-way, if it does."""
-    state = SimpleNamespace(files={}, broken=None, requests=[])
+    """A web server on this machine: `files` and `redirects` by path; `broken` is how a body stops half-way."""
+    state = SimpleNamespace(files={}, redirects={}, broken=None, requests=[])
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -56,6 +61,12 @@ def server():
         def answer(self, body):
             self.close_connection = True
             state.requests.append((self.command, self.path, self.headers.get("Authorization")))
+            if self.path in state.redirects:
+                self.send_response(302)
+                self.send_header("Location", state.redirects[self.path])
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             content = state.files.get(self.path.split("?")[0])
             if content is None:
                 self.send_error(404)
@@ -118,6 +129,35 @@ def test_wrong_checksum_is_named_and_leaves_no_file(mirror, target):
         fetch_asset("pictures", [form(described())], str(mirror), target)
     assert files_of(target) == []
     assert (mirror / "file.bin").exists()
+
+
+def test_md5_is_checked_where_only_that_is_published(mirror, target):
+    """The sha256 of what was found is recorded all the same."""
+    (mirror / "file.bin").write_bytes(CONTENT)
+    formats = [form({"name": "file.bin", "md5": hashlib.md5(CONTENT).hexdigest()})]
+    fetch_asset("pictures", formats, str(mirror), target)
+    assert read_description(target)["files"] == {"file.bin": sha256(CONTENT)}
+    (mirror / "file.bin").write_bytes(CONTENT[:-1])
+    with pytest.raises(UserError, match=rf"mirror/file\.bin does not have the md5 {hashlib.md5(CONTENT).hexdigest()}"):
+        fetch_asset("pictures", formats, str(mirror), target)
+
+
+def test_folder_in_the_place_of_a_file_is_named(mirror, target):
+    (mirror / "file.bin").mkdir()
+    with pytest.raises(UserError, match=r"mirror/file\.bin"):
+        fetch_asset("pictures", [form(described())], str(mirror), target)
+    assert files_of(target) == []
+
+
+def test_asset_that_fails_is_described_no_more(mirror, target):
+    for name in ("first.bin", "second.bin"):
+        (mirror / name).write_bytes(CONTENT)
+    formats = [form(described("first.bin"), described("second.bin"))]
+    fetch_asset("pictures", formats, str(mirror), target)
+    (mirror / "second.bin").write_bytes(CONTENT[1:])
+    with pytest.raises(UserError, match=r"second\.bin"):
+        fetch_asset("pictures", formats, str(mirror), target)
+    assert not (target / "asset.json").exists()
 
 
 def test_file_of_unknown_checksum_is_taken_and_its_checksum_recorded(mirror, target):
@@ -206,6 +246,32 @@ def test_mirror_on_the_web(target, server):
     assert read_description(target)["files"] == {"file.bin": sha256(CONTENT)}
 
 
+def test_mirror_on_the_web_with_a_query_and_names_with_spaces(target, server):
+    server.files["/data/file%20%231.bin"] = CONTENT
+    fetch_asset("pictures", [form(described("file #1.bin"))], f"{server.url}/data?token=1", target)
+    assert (target / "file #1.bin").read_bytes() == CONTENT
+    assert {path for _, path, _ in server.requests} == {"/data/file%20%231.bin?token=1"}
+
+
+def test_listing_of_a_folder_on_the_web_is_no_file(target, server):
+    server.redirects["/images"] = "/images/"
+    server.files |= {"/images/": b"<html>", "/images.zip": CONTENT}
+    formats = [form({"name": "images", "sha256": None}, reader="folder"), form(described("images.zip"))]
+    fetch_asset("pictures", formats, server.url, target)
+    assert files_of(target) == ["asset.json", "images.zip"]
+
+
+def test_download_does_not_write_through_a_link_that_a_killed_job_left(mirror, target, server):
+    (mirror / "file.bin").write_bytes(b"precious")
+    with atomic(target / "file.bin") as scratch:
+        scratch.touch()
+    scratch.symlink_to(mirror / "file.bin")
+    server.files["/file.bin"] = CONTENT
+    fetch_asset("pictures", [form(described())], server.url, target)
+    assert (target / "file.bin").read_bytes() == CONTENT
+    assert (mirror / "file.bin").read_bytes() == b"precious"
+
+
 def test_size_that_is_stated_too_small_does_not_cut_a_download(target, server):
     server.files["/file.bin"] = CONTENT
     fetch_asset("pictures", [form(described(size=10))], server.url, target)
@@ -257,3 +323,74 @@ def test_credentials_in_the_address_of_a_mirror_are_not_shown(target, server, ca
     with pytest.raises(UserError) as missing:
         fetch_asset("pictures", [form(described())], mirror, target)
     assert "SECRET" not in f"{missing.value} {caplog.text}"
+
+
+def test_password_of_a_mirror_is_sent_to_it_alone(target, server):
+    """In a header, decoded, and not to where the mirror redirects."""
+    server.redirects["/file.bin"] = f"http://localhost:{server.port}/elsewhere.bin"
+    server.files["/elsewhere.bin"] = CONTENT
+    fetch_asset("pictures", [form(described())], f"http://user:pass%40word@127.0.0.1:{server.port}", target)
+    assert (target / "file.bin").read_bytes() == CONTENT
+    sent = {path: login for _, path, login in server.requests}
+    assert sent == {"/file.bin": "Basic " + base64.b64encode(b"user:pass@word").decode(), "/elsewhere.bin": None}
+
+
+@pytest.mark.parametrize(
+    "mirror", ["http://user:SEC#RET@host/a", "http://user:SEC/RET@host/a", "http://u:SECRET@[::1/a"]
+)
+def test_malformed_address_of_a_mirror_is_refused_and_not_shown(target, caplog, mirror):
+    caplog.set_level(logging.INFO)
+    with pytest.raises(UserError, match="malformed") as refused:
+        fetch_asset("pictures", [form(described())], mirror, target)
+    assert "SEC" not in f"{refused.value} {caplog.text}"
+    assert "RET" not in f"{refused.value} {caplog.text}"
+
+
+def test_address_with_a_space_is_refused_and_its_query_not_shown(target, caplog):
+    """http.client's message quotes the whole path and query."""
+    caplog.set_level(logging.INFO)
+    formats = [form(described(url="http://127.0.0.1/a file.bin?token=SECRET"))]
+    with pytest.raises(UserError) as refused:
+        fetch_asset("pictures", formats, None, target)
+    assert "%XX" in caplog.text
+    assert "SECRET" not in f"{refused.value} {caplog.text}"
+
+
+@pytest.fixture
+def complaint(repository):
+    """What the schema of asset lists says of one format, or nothing."""
+
+    def complaint(form):
+        try:
+            assets = {"pictures": {"licence": "none", "formats": [form]}}
+            check_config(assets, repository / "workflow" / "schemas" / "assets.yaml")
+        except UserError as error:
+            return str(error)
+        return None
+
+    return complaint
+
+
+@pytest.mark.parametrize(
+    ("checksums", "expected"),
+    [
+        ({"md5": "0" * 32}, None),
+        ({"sha256": "0" * 64}, None),
+        ({}, "pictures.formats.0.files.0: 'sha256' is a required property"),
+        ({"sha256": None, "md5": "0" * 32}, "should not be valid under {'required': ['sha256', 'md5']}"),
+        ({"md5": None}, "pictures.formats.0.files.0.md5: None is not of type 'string'"),
+        ({"md5": "0" * 64}, "pictures.formats.0.files.0.md5: "),
+    ],
+)
+def test_file_states_one_checksum(complaint, checksums, expected):
+    found = complaint(form({"name": "file.bin", **checksums}))
+    assert found is None if expected is None else expected in found
+
+
+@pytest.mark.parametrize("reader", [*graft.image_formats.READERS, *graft.molecule_formats.READERS])
+def test_asset_can_have_the_format_of_every_reader(complaint, reader):
+    assert complaint(form(reader=reader)) is None
+
+
+def test_asset_cannot_have_a_format_without_a_reader(complaint):
+    assert "'qm8' is not one of" in complaint(form(reader="qm8"))

@@ -189,7 +189,12 @@ def changed(before, after):
     """Names of the scripts whose fingerprints differ."""
     scripts = sorted(path.name for path in before.glob("*.py"))
     assert scripts == sorted(path.name for path in after.glob("*.py"))
-    return {name for name in scripts if fingerprint(before / name) != fingerprint(after / name)}
+    return {name for name in scripts if of_images(before / name) != of_images(after / name)}
+
+
+def of_images(script):
+    """A script's fingerprint as the rules ask for it, for a job on images."""
+    return fingerprint(script, task="images" if "task_of" in script.read_text() else None)
 
 
 def test_editing_the_inversion_concerns_the_inversion(copy):
@@ -202,6 +207,18 @@ def test_editing_a_metric_concerns_the_evaluation(copy):
     scripts = changed(copy(), copy("graft/metrics/images.py", "distances"))
     assert "evaluate_samples.py" in scripts
     assert not {"train_base.py", "sample_chains.py", "invert_data.py"} & scripts
+
+
+def test_editing_a_task_concerns_its_own_jobs(copy):
+    before, after = copy(), copy("graft/tasks/molecules.py", "encode")
+    assert changed(before, after) == set()
+    scripts = [folder / "train_base.py" for folder in (before, after)]
+    assert len({fingerprint(script, task="molecules") for script in scripts}) == 2
+
+
+def test_method_of_a_task_that_a_job_does_not_call_does_not_count(copy):
+    assert "train_base.py" not in changed(copy(), copy("graft/tasks/images.py", "decode"))
+    assert "sample_chains.py" in changed(copy(), copy("graft/tasks/images.py", "decode"))
 
 
 def test_editing_the_objective_concerns_training(copy):

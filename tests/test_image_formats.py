@@ -2,12 +2,12 @@ import gzip
 import io
 import os
 import struct
-import tarfile
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
+from replicas import write_tar
 from sklearn.datasets import load_digits
 
 from graft.assets import fetch_asset, read_description
@@ -34,15 +34,6 @@ def write_idx(folder, images, labels, cut=None, repack=gzip.compress):
     (folder / "train-images-idx3-ubyte.gz").write_bytes(repack((head + images.tobytes())[:cut]))
     content = struct.pack(">II", 2049, len(labels)) + np.asarray(labels, np.uint8).tobytes()
     (folder / "train-labels-idx1-ubyte.gz").write_bytes(repack(content))
-
-
-def write_tar(path, files):
-    mode = "w:gz" if path.suffix == ".gz" else "w"
-    with tarfile.open(path, mode) as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
 
 
 def write_zip(path, files):
@@ -206,6 +197,19 @@ def test_truncated_npz_file_is_named(tmp_path, kept):
         READERS["jpeg_npz"](tmp_path, 16, 3)
 
 
+@pytest.mark.parametrize("label", [[0, 1], [0, 1, 2, 3]])
+def test_npz_file_of_which_labels_are_missing_is_named(tmp_path, label):
+    write_jpeg_npz(tmp_path, [encoded(image, "JPEG") for image in pictures(3, 3, 16)], label)
+    with pytest.raises(UserError, match=rf"set\.npz: 3 images, .*{len(label)} labels"):
+        READERS["jpeg_npz"](tmp_path, 16, 3)
+
+
+def test_npz_file_that_lacks_an_array_is_named(tmp_path):
+    np.savez(tmp_path / "set.npz", jpeg=np.zeros(1, np.uint8), offset=np.arange(2))
+    with pytest.raises(UserError, match=r"set\.npz.*label"):
+        READERS["jpeg_npz"](tmp_path, 16, 3)
+
+
 def test_npz_file_without_images_is_named(tmp_path):
     write_jpeg_npz(tmp_path, [], [])
     with pytest.raises(UserError, match=r"set\.npz: no images"):
@@ -294,6 +298,50 @@ def test_truncated_archive_is_named(tmp_path, name):
     (write_zip if name.endswith("zip") else write_tar)(path, files)
     path.write_bytes(path.read_bytes()[:1500])
     with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        READERS["archive"](tmp_path, 16, 3)
+
+
+def test_damaged_chunk_of_a_png_file_is_named(tmp_path):
+    """Pillow raises SyntaxError where it is not the first one."""
+    content = bytearray(encoded(pictures(1, 3, 200)[0]))
+    later = content.find(b"IDAT", content.find(b"IDAT") + 4)
+    assert later > 0
+    content[later] = 1
+    write_folder(tmp_path, {"0.png": bytes(content)})
+    with pytest.raises(UserError, match=r"0\.png: not a readable image"):
+        READERS["folder"](tmp_path, 16, 3)
+
+
+@pytest.mark.parametrize("name", ["images.tar", "images.tar.gz"])
+@pytest.mark.parametrize("damage", ["header", "end"])
+def test_tar_archive_of_which_members_are_missing_is_named(tmp_path, name, damage):
+    """tarfile itself takes a damaged header, or an end between two members, for the archive's end."""
+    files = {f"{i}.png": encoded(image) for i, image in enumerate(pictures(3, 3, 16))}
+    write_tar(tmp_path / "whole.tar", files)
+    content = (tmp_path / "whole.tar").read_bytes()
+    (tmp_path / "whole.tar").unlink()
+    second = content.find(b"1.png")
+    content = content[:second] + (b"" if damage == "end" else b"X" + content[second + 1 :])
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        READERS["archive"](tmp_path, 16, 3)
+
+
+def test_checksum_of_a_gzipped_tar_archive_is_verified(tmp_path):
+    """It stands behind the archive's end, where tarfile does not read."""
+    write_tar(tmp_path / "images.tar.gz", {"0.png": encoded(pictures(1, 3, 16)[0])})
+    content = bytearray((tmp_path / "images.tar.gz").read_bytes())
+    content[-6] ^= 1
+    (tmp_path / "images.tar.gz").write_bytes(content)
+    with pytest.raises(UserError, match=r"images\.tar\.gz.*CRC"):
+        READERS["archive"](tmp_path, 16, 3)
+
+
+@pytest.mark.parametrize("names", [[], ["a.zip", "b.tar"], ["a.rar"]])
+def test_asset_needs_one_archive(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=rf"{tmp_path}.* needs one"):
         READERS["archive"](tmp_path, 16, 3)
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from graft.paths import PATHS, sample_path
+from graft.paths import PATHS, conditional_sigma, sample_path
 
 TIMES = torch.linspace(0, 1, 101, dtype=torch.float64)
 
@@ -76,3 +76,31 @@ def test_velocity_for_normal_noise_regressed_on_the_point(time):
     straight = normal_slope(PATHS["straight"], torch.tensor(time, dtype=torch.float64)).item()
     assert abs(slopes["straight"] - straight) < 4 * errors["straight"]
     assert abs(slopes["straight"]) > 100 * errors["straight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "t", "s", "expected"),
+    [("straight", 0.8, 0.5, math.sqrt(0.64 - 0.04)), ("trigonometric", 2 / 3, 1 / 3, math.sqrt(2 / 3))],
+)
+def test_noise_between_two_times(name, t, s, expected):
+    times = torch.tensor([t, s], dtype=torch.float64)
+    assert conditional_sigma(PATHS[name], *times).item() == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_noises_of_consecutive_intervals_add_up(path):
+    """x_t = (alpha_t / alpha_s) x_s + sigma(t|s) eps' from x_s made likewise of x_u: sigma(t|u) in one go."""
+    u, s, t = torch.rand(3, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64).sort(dim=0).values
+    kept = path.alpha(t) / path.alpha(s)
+    found = conditional_sigma(path, t, s) ** 2 + (kept * conditional_sigma(path, s, u)) ** 2
+    torch.testing.assert_close(found.sqrt(), conditional_sigma(path, t, u), rtol=0, atol=1e-12)
+    everything = conditional_sigma(path, t, torch.zeros_like(t))
+    torch.testing.assert_close(everything, path.sigma(t), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_noise_over_an_interval_of_rounding_errors(path):
+    """Where sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2 is rounding alone, in float32."""
+    s = torch.rand(10_000, generator=torch.Generator().manual_seed(0)) * 0.99
+    assert conditional_sigma(path, s, s).max() < 0.01
+    assert conditional_sigma(path, torch.nextafter(s, torch.ones(())), s).max() < 0.01

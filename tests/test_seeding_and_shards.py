@@ -1,10 +1,13 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
+from replicas import write_tar
 
 import graft.shards
 from graft.errors import UserError
-from graft.files import atomic, read_json, write_json
+from graft.files import atomic, read_json, tar_members, write_json
 from graft.seeding import CHUNK, Draw, chunked_normal, drawn_weights, generator
 from graft.shards import ShardedTensor, TensorFile, shard_batches, write_tensors
 
@@ -231,3 +234,15 @@ def test_json_refuses_nan_and_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
     write_json(tmp_path / "metrics.json", {"b": 1, "a": [2.5]})
     assert read_json(tmp_path / "metrics.json") == {"a": [2.5], "b": 1}
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2"])
+def test_files_of_a_tar_archive_are_read_one_at_a_time(tmp_path, suffix):
+    files = {f"folder/{number}.bin": bytes([number]) * 1_000_000 for number in range(20)}
+    write_tar(tmp_path / f"archive.{suffix}", files)
+    tracemalloc.start()
+    for expected, found in zip(files.items(), tar_members(tmp_path / f"archive.{suffix}"), strict=True):
+        assert found == expected
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000

@@ -1,113 +1,172 @@
 """Fingerprints of the code that a rule runs: they change when what is computed changes, not when it is described.
 
-Comments, blank lines and docstrings do not count. From the rule's script on, imports of `graft` are followed; of a
-module, all statements outside functions count, and of its functions those whose name is mentioned in code that
-counts. So a rule depends on the functions that it can reach, and editing a metric does not train a base again.
+Comments, blank lines and docstrings do not count. From the rule's script on, names are followed to the functions and
+classes of `graft` that they stand for, in the module itself or where an import has them from; of every module that
+gets imported on the way, the statements outside functions and classes count too. Of a class without bases the methods
+count that some counting code names; another class counts as a whole, because frameworks call methods that no code
+names (forward). So a rule depends on what it can reach, and editing a metric does not train a base again.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 PACKAGE = "graft"
-Function = ast.FunctionDef | ast.AsyncFunctionDef
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+Import = ast.Import | ast.ImportFrom
 
 
-@dataclass
-class Unit:
-    """A function, or the statements of a module outside functions."""
+@dataclass(frozen=True)
+class Reference:
+    """A function, a class, or a method (Class.method) of a module; without a name, the statements outside of them."""
 
-    label: str
-    nodes: list[ast.AST] = field(default_factory=list)
-
-    def names(self) -> set[str]:
-        """Every identifier that the code mentions, strings that could be one included (getattr, params)."""
-        found: set[str] = set()
-        for node in self._walk():
-            match node:
-                case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name):
-                    found.add(name)
-                case ast.Constant(value=str(name)) if name.isidentifier():
-                    found.add(name)
-        return found
-
-    def imports(self) -> Iterator[str]:
-        """Dotted names that may be modules of the package."""
-        for node in self._walk():
-            if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                yield node.module
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-    def code(self) -> str:
-        """The code without comments, docstrings and positions."""
-        return "\n".join(ast.dump(node) for node in self.nodes)
-
-    def _walk(self) -> Iterator[ast.AST]:
-        for node in self.nodes:
-            yield from ast.walk(node)
+    path: Path
+    name: str | None = None
 
 
-def fingerprint(script: Path) -> str:
-    """Hexadecimal fingerprint of the code that `script` (in the folder that holds the package) can reach."""
-    root, units = script.parent, dict[str, Unit]()
-    names: set[str] = set()
-    modules = {script}
-    while True:
-        reached = {
-            unit.label: unit
-            for module in modules
-            for name, unit in _units(module)
-            if name is None or name in names or name.startswith("__") or module == script
-        }
-        if reached.keys() == units.keys():
-            break
-        units = reached
-        names = {name for unit in units.values() for name in unit.names()}
-        modules = {script} | {
-            path for unit in units.values() for dotted in unit.imports() for path in _resolve(dotted, root)
-        }
-    text = "\n".join(f"{label}\n{units[label].code()}" for label in sorted(units))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+@dataclass(frozen=True)
+class Module:
+    """A parsed module: its units of code by name (None for the rest), and what its imports bind names to."""
 
-
-def _resolve(dotted: str, root: Path) -> list[Path]:
-    """The file of a module of the package; nothing for other names."""
-    if dotted.split(".")[0] != PACKAGE:
-        return []
-    base = root.joinpath(*dotted.split("."))
-    return [path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()]
+    units: dict[str | None, list[ast.stmt]]
+    bound: dict[str, Reference]
 
 
 @cache
-def _units(path: Path) -> list[tuple[str | None, Unit]]:
-    """A module's functions and methods by name, and the rest of it under None."""
-    tree = ast.parse(path.read_text(), str(path))
-    for node in ast.walk(tree):
-        _drop_docstring(node)
-    label = f"{path.parent.name}/{path.name}"
-    rest, units = Unit(label), list[tuple[str | None, Unit]]()
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            methods = [item for item in node.body if isinstance(item, Function)]
+def references(path: Path, name: str | None) -> frozenset[Reference]:
+    """What a unit of the module at `path` refers to."""
+    module, found = parse(path), set[Reference]()
+    for node in nodes(path, name):
+        match node:
+            case ast.Name(id=word) if word in module.units:
+                found.add(Reference(path, word))
+            case ast.Name(id=word) if word in module.bound:
+                found.add(module.bound[word])
+            case ast.Attribute(attr=word):
+                # Of a module bound by an import; which one, if there are several, is not looked into.
+                modules = (target.path for target in module.bound.values() if target.name is None)
+                found |= {Reference(other, word) for other in modules if word in parse(other).units}
+            case ast.Import() | ast.ImportFrom():
+                found |= {Reference(target.path) for target in bindings(node, package_root(path)).values()}
+    return frozenset(found)
+
+
+@cache
+def attributes(path: Path, name: str | None) -> frozenset[str]:
+    """Every attribute that a unit of the module at `path` mentions, of whatever object."""
+    return frozenset(node.attr for node in nodes(path, name) if isinstance(node, ast.Attribute))
+
+
+@cache
+def nodes(path: Path, name: str | None) -> list[ast.AST]:
+    """All syntax nodes of a unit."""
+    return [node for statement in parse(path).units[name] for node in ast.walk(statement)]
+
+
+def fingerprint(script: Path, task: str | None = None) -> str:
+    """Hexadecimal fingerprint of the code that `script` (in the folder that holds the package) can reach.
+
+    task: the name of the module of `graft.tasks` that the script loads by name, if it does.
+    """
+    reached = {Reference(script, name) for name in parse(script).units}
+    if task is not None:
+        module = script.parent / PACKAGE / "tasks" / f"{task}.py"
+        reached |= {Reference(module, name) for name in parse(module).units if name is None or is_class(module, name)}
+    waiting = set(reached)
+    while waiting:
+        found = {target for reference in waiting for target in references(reference.path, reference.name)}
+        waiting = (found | named_methods(reached | found)) - reached
+        reached |= waiting
+    code = {
+        f"{path.relative_to(script.parent)}:{name or ''}": "\n".join(map(ast.dump, without_imports(path, name)))
+        for path, name in ((reference.path, reference.name) for reference in reached)
+    }
+    text = "\n".join(f"{label}\n{code[label]}" for label in sorted(code))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def named_methods(reached: set[Reference]) -> set[Reference]:
+    """Methods of the reached plain classes that reached code mentions, and those that Python calls (__init__)."""
+    words = {word for reference in reached for word in attributes(reference.path, reference.name)}
+    return {
+        Reference(reference.path, unit)
+        for reference in reached
+        if reference.name is not None
+        for unit in parse(reference.path).units
+        if unit is not None and unit.startswith(f"{reference.name}.")
+        for method in [unit.rpartition(".")[2]]
+        if method in words or method.startswith("__")
+    }
+
+
+def is_class(path: Path, name: str) -> bool:
+    """Whether a unit of a module is a class."""
+    return isinstance(parse(path).units[name][0], ast.ClassDef)
+
+
+def without_imports(path: Path, name: str | None) -> list[ast.stmt]:
+    """The statements of a unit; imports at the top of a module matter only for what is reached through them."""
+    return [statement for statement in parse(path).units[name] if not isinstance(statement, Import)]
+
+
+@cache
+def parse(path: Path) -> Module:
+    """The module at `path`, without docstrings."""
+    tree = WithoutDocstrings().visit(ast.parse(path.read_text(), str(path)))
+    units: dict[str | None, list[ast.stmt]] = {None: [node for node in tree.body if not isinstance(node, Definition)]}
+    for node in (node for node in tree.body if isinstance(node, Definition)):
+        if isinstance(node, ast.ClassDef) and not node.bases:
+            methods = [item for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
             node.body = [item for item in node.body if item not in methods]
-            units += [(method.name, Unit(f"{label}:{node.name}.{method.name}", [method])) for method in methods]
-            rest.nodes.append(node)
-        elif isinstance(node, Function):
-            units.append((node.name, Unit(f"{label}:{node.name}", [node])))
-        else:
-            rest.nodes.append(node)
-    return [(None, rest), *units]
+            units |= {f"{node.name}.{method.name}": [method] for method in methods}
+        units[node.name] = [node]
+    imports = [node for node in ast.walk(tree) if isinstance(node, Import)]
+    root = package_root(path)
+    return Module(units, {word: target for node in imports for word, target in bindings(node, root).items()})
 
 
-def _drop_docstring(node: ast.AST) -> None:
-    if isinstance(node, ast.Module | ast.ClassDef | Function) and node.body:
-        first = node.body[0]
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-            node.body = node.body[1:]
+def bindings(node: ast.Import | ast.ImportFrom, root: Path) -> dict[str, Reference]:
+    """What an import of the package binds names to; nothing for other packages."""
+    found = {}
+    for alias in node.names:
+        dotted = alias.name if isinstance(node, ast.Import) else f"{node.module}.{alias.name}"
+        holder = dotted if isinstance(node, ast.Import) else node.module
+        word = alias.asname or alias.name
+        if (path := locate(dotted, root)) is not None:
+            found[word] = Reference(path)
+        elif (path := locate(holder, root)) is not None:
+            name = alias.name if alias.name in definitions(path) else None
+            found[word] = Reference(path, name)
+    return found
+
+
+def locate(dotted: str, root: Path) -> Path | None:
+    """The file of a module of the package, if it is one."""
+    if dotted.split(".")[0] != PACKAGE:
+        return None
+    base = root.joinpath(*dotted.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+@cache
+def definitions(path: Path) -> set[str]:
+    """Names of the functions and classes of a module."""
+    return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, Definition)}
+
+
+def package_root(path: Path) -> Path:
+    """The folder that holds the package, or the script itself."""
+    packages = (parent for parent in path.parents if parent.name == PACKAGE and (parent / "__init__.py").is_file())
+    return next((package.parent for package in packages), path.parent)
+
+
+class WithoutDocstrings(ast.NodeTransformer):
+    """Drops every statement that is a mere string: docstrings, and the descriptions of constants and fields."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if is_text else node

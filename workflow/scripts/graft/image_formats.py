@@ -1,28 +1,35 @@
 """Readers of image sets: every format that an asset can have, into one array of uint8 images.
 
 A reader takes the asset's folder, the wanted image size and the wanted number of channels, and returns an
-`ImageSet`. It raises UserError, naming the file, if there are no images or they do not fit.
+`ImageSet`. It raises UserError, naming the file, if that is damaged, if there are no images or if they do not fit.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
+import math
 import os
-import tarfile
+import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from graft.errors import UserError
+from graft.files import reading, tar_members
 from graft.progress import progress
 
-ARCHIVE_SUFFIXES = {".zip", ".tar", ".gz", ".tgz"}
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+Piece = tuple[str, Callable[[], bytes]]
+"""The file of one image: its name in messages, and how to read it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ def read_idx(folder: Path, size: int, channels: int) -> ImageSet:
     """MNIST's own format: gzipped idx files of images and labels; 28 x 28 images are padded with black to `size`."""
     images = _idx(folder / "train-images-idx3-ubyte.gz", magic=2051)[:, None]
     labels = _idx(folder / "train-labels-idx1-ubyte.gz", magic=2049).astype(np.int64)
+    _check_labels(len(images), labels, folder / "train-*-ubyte.gz")
     margin = size - images.shape[-1]
     if margin > 0:
         before, after = margin // 2, margin - margin // 2
@@ -54,24 +62,23 @@ def read_idx(folder: Path, size: int, channels: int) -> ImageSet:
 
 
 def _idx(path: Path, magic: int) -> np.ndarray:
-    try:
+    with reading(path, "gzip file"):
         content = gzip.decompress(path.read_bytes())
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
-        raise UserError(f"{path}: not a whole gzip file ({error})") from error
-    if len(content) < 8 or int.from_bytes(content[:4], "big") != magic:
-        raise UserError(f"{path}: not an idx file of magic number {magic}")
     dimensions = magic % 256
-    shape = np.frombuffer(content, ">u4", count=dimensions, offset=4).astype(int)
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
-    if values.size != shape.prod():
-        raise UserError(f"{path}: holds {values.size} bytes where its header promises {shape.prod()}")
+    header = 4 + 4 * dimensions
+    if len(content) < header or int.from_bytes(content[:4], "big") != magic:
+        raise UserError(f"{path}: not an idx file of magic number {magic}; replace it")
+    shape = struct.unpack_from(f">{dimensions}I", content, 4)
+    values = np.frombuffer(content, np.uint8, offset=header)
+    if values.size != math.prod(shape):
+        raise UserError(f"{path}: holds {values.size} bytes where its header promises {math.prod(shape)}; replace it")
     return values.reshape(shape)
 
 
 def read_cifar_binary(folder: Path, size: int, channels: int) -> ImageSet:
     """CIFAR-10's binary archive: the five training batches of 10,000 records, a label and 3,072 bytes each."""
-    (path,) = folder.glob("*.tar.gz")
-    batches = {name: data for name, data in _tar_members(path) if Path(name).name.startswith("data_batch_")}
+    path = _only(folder, ".tar.gz")
+    batches = {name: data for name, data in tar_members(path) if Path(name).name.startswith("data_batch_")}
     records = np.concatenate([np.frombuffer(batches[name], np.uint8) for name in sorted(batches)] or [np.empty(0)])
     if records.size == 0 or records.size % 3073:
         raise UserError(f"{path}: {records.size} bytes of training batches are no whole number of 3,073-byte records")
@@ -81,54 +88,60 @@ def read_cifar_binary(folder: Path, size: int, channels: int) -> ImageSet:
 
 
 def read_jpeg_npz(folder: Path, size: int, channels: int) -> ImageSet:
-    """An .npz of JPEG files end to end (`jpeg`, uint8), where each ends (`offset`) and its class (`label`)."""
-    (path,) = folder.glob("*.npz")
-    with np.load(path, allow_pickle=False) as arrays:
-        data, offset, labels = arrays["jpeg"].tobytes(), arrays["offset"], arrays["label"].astype(np.int64)
-    pieces = ((f"{path}[{i}]", data[offset[i] : offset[i + 1]]) for i in range(len(labels)))
-    return ImageSet(_decoded(pieces, len(labels), size, channels, path), labels)
+    """An .npz of n JPEG files end to end (`jpeg`, uint8), their bounds (`offset`, n + 1) and classes (`label`, n)."""
+    path = _only(folder, ".npz")
+    with reading(path, ".npz file"), np.load(path, allow_pickle=False) as arrays:
+        jpeg, offset, labels = arrays["jpeg"], arrays["offset"], arrays["label"].astype(np.int64)
+    _check_labels(len(offset) - 1, labels, path)
+    pieces = [(f"{path}[{i}]", jpeg[start:stop].tobytes) for i, (start, stop) in enumerate(pairwise(offset))]
+    return ImageSet(_decoded(pieces, size, channels, path), labels)
 
 
 def read_folder(folder: Path, size: int, channels: int) -> ImageSet:
     """All images below a folder, in the order of their paths, centre-cropped to a square and resized."""
     # os.walk, because the asset may be a link to the folder and Path.rglob does not follow links.
     found = (Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names)
-    files = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
-    pieces = ((str(path), path.read_bytes()) for path in files)
-    return ImageSet(_decoded(pieces, len(files), size, channels, folder), None)
+    pieces = [(str(path), path.read_bytes) for path in sorted(found) if _is_image(path.name)]
+    return ImageSet(_decoded(pieces, size, channels, folder), None)
 
 
 def read_archive(folder: Path, size: int, channels: int) -> ImageSet:
     """All images in a .zip or .tar archive, in the order of their names, centre-cropped to a square and resized."""
-    (path,) = (path for path in folder.iterdir() if path.suffix in ARCHIVE_SUFFIXES)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = sorted(name for name in archive.namelist() if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-            pieces = ((f"{path}:{name}", archive.read(name)) for name in names)
-            return ImageSet(_decoded(pieces, len(names), size, channels, path), None)
-    members = sorted((name, data) for name, data in _tar_members(path) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-    pieces = ((f"{path}:{name}", data) for name, data in members)
-    return ImageSet(_decoded(pieces, len(members), size, channels, path), None)
+    path = _only(folder, *ARCHIVE_SUFFIXES)
+    if path.suffix != ".zip":
+        members = sorted((name, data) for name, data in tar_members(path) if _is_image(name))
+        pieces = [(f"{path}:{name}", partial(bytes, data)) for name, data in members]
+        return ImageSet(_decoded(pieces, size, channels, path), None)
+    with reading(path, "zip archive"):
+        archive = zipfile.ZipFile(path)
+    with archive:
+        names = sorted(name for name in archive.namelist() if _is_image(name))
+        pieces = [(f"{path}:{name}", partial(archive.read, name)) for name in names]
+        return ImageSet(_decoded(pieces, size, channels, path), None)
 
 
-def _tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Files of a tar archive as (name, content), read without unpacking anything to disk."""
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.isfile():
-                    yield member.name, archive.extractfile(member).read()  # type: ignore[union-attr]
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: not a whole tar archive ({error})") from error
+def _only(folder: Path, *suffixes: str) -> Path:
+    found = [path for path in folder.iterdir() if path.name.endswith(suffixes)]
+    if len(found) != 1:
+        wanted = " or ".join(suffixes)
+        raise UserError(f"{folder}: holds {len(found)} {wanted} files where its reader needs one; mend the asset list")
+    return found[0]
 
 
-def _decoded(pieces: Iterator[tuple[str, bytes]], count: int, size: int, channels: int, source: Path) -> np.ndarray:
-    images = np.empty((count, channels, size, size), np.uint8)
-    for i, (name, data) in enumerate(progress(pieces, "decoding images", total=count)):
-        try:
-            image = Image.open(io.BytesIO(data)).convert("RGB" if channels == 3 else "L")
-        except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"{name}: not a readable image ({error})") from error
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _check_labels(images: int, labels: np.ndarray, source: Path) -> None:
+    if images != len(labels):
+        raise UserError(f"{source}: {images} images, but {len(labels)} labels; replace what is not whole")
+
+
+def _decoded(pieces: Sequence[Piece], size: int, channels: int, source: Path) -> np.ndarray:
+    images = np.empty((len(pieces), channels, size, size), np.uint8)
+    for i, (name, read) in enumerate(progress(pieces, "decoding images")):
+        with reading(name, "image", SyntaxError, Image.DecompressionBombError):
+            image = Image.open(io.BytesIO(read())).convert("RGB" if channels == 3 else "L")
         if min(image.size) < size:
             raise UserError(f"{name}: {image.width} x {image.height} pixels, smaller than the configured {size}")
         images[i] = np.atleast_3d(np.asarray(_square(image, size))).transpose(2, 0, 1)

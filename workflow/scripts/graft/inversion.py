@@ -13,10 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graft.sampling import Velocity, euler_times
+from graft.sampling import Velocity, uniform_times
 
 MEMORY = 5
 """Differences kept by Anderson acceleration; more gained nothing."""
+
+ROUNDING = torch.finfo(torch.float32).eps / 2
+"""Relative error of a rounded number: what a residual of zero still hides."""
 
 MAX_GROWTH = 1e4
 """Factor that the residual may grow by over its best before a sample is sent back to plain iteration."""
@@ -55,7 +58,7 @@ def invert(
     on and marked in `error`.
     """
     errors, evaluations = [], 0
-    for step, time in reversed(list(enumerate(euler_times(steps)))):
+    for step, time in reversed(list(enumerate(uniform_times(steps)[:-1]))):
         x, error, spent = solve_step(x, velocity, time, 1 / steps, tolerance, max_iterations)
         errors.append(error)
         evaluations += spent
@@ -70,11 +73,13 @@ def solve_step(
 
     Returns x, the estimated relative error (B,) and the number of velocity evaluations, summed over samples. With the
     residual f(x) = target + h v(x) - x, the error of x is (I - h J)^{-1} f to first order; a small f alone promises
-    nothing where h J has eigenvalues near one (the last steps). So the error is estimated as |f| times the largest
-    |dx| / |df| among the differences of the iteration, which point into the directions that converge slowly.
+    nothing where h J has eigenvalues near one (the last steps). So the error is estimated as |f|, or the rounding of x
+    if that is larger, times the largest |dx| / |df| among the differences of the iteration, which point into the
+    directions that converge slowly; and it is relative to the smaller of x and target, so that an iterate that ran away
+    to where the target is lost in its rounding does not pass for a solution.
     Samples leave the iteration once converged, so that the rest of the batch costs only what it needs.
     """
-    shape, y = target.shape, target.flatten(1)
+    shape, y, scale = target.shape, target.flatten(1), target.flatten(1).norm(dim=1)
     solution, error = y.clone(), torch.full((len(y),), torch.inf, device=y.device)
     active = torch.arange(len(y), device=y.device)
     anderson = AndersonAcceleration(y)
@@ -85,7 +90,9 @@ def solve_step(
         residual = y[active] + h * velocity(x.unflatten(1, shape[1:]), t).float().flatten(1) - x
         evaluations += len(x)
         anderson.observe(residual)
-        estimate = anderson.amplification() * residual.norm(dim=1) / x.norm(dim=1)
+        size = x.norm(dim=1)
+        floor = torch.maximum(residual.norm(dim=1), ROUNDING * size)
+        estimate = anderson.amplification() * floor / torch.minimum(size, scale[active])
         better = estimate < error[active]
         solution[active[better]], error[active[better]] = x[better], estimate[better]
         keep = ~(estimate <= tolerance) & residual.isfinite().all(dim=1)
@@ -118,11 +125,14 @@ class AndersonAcceleration:
         self.best = torch.minimum(self.best, residual.norm(dim=1))
 
     def amplification(self) -> Tensor:
-        """(B,): the largest |dx| / |df| seen, a lower bound of |(I - h J)^{-1}|; infinite before the second point."""
+        """(B,): the largest |dx| / |df| seen, a lower bound of |(I - h J)^{-1}|; infinite before the second point.
+
+        An iterate that repeats itself (0 / 0) says nothing and counts as 1.
+        """
         if not self.dx:
             return torch.full((len(self.x),), torch.inf, device=self.x.device)
         ratios = [dx.norm(dim=1) / df.norm(dim=1) for dx, df in zip(self.dx, self.df, strict=True)]
-        return torch.stack(ratios).amax(dim=0).clamp(min=1)
+        return torch.stack(ratios).nan_to_num(nan=1, posinf=torch.inf).amax(dim=0).clamp(min=1)
 
     def keep(self, mask: Tensor) -> None:
         """Drop the rows outside mask (B,)."""

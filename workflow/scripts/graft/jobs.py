@@ -49,6 +49,13 @@ def compute_of(snakemake: Any):
     )
 
 
+def task_of(snakemake: Any) -> Any:
+    """The task of a job, from its wildcard `task` and its setting's `points`."""
+    from graft.tasks import load_task
+
+    return load_task(snakemake.wildcards.task, snakemake.params.points)
+
+
 def identity_of(snakemake: Any) -> str:
     """What a checkpoint must agree with to be taken up: the job's params (its code among them) and input files."""
     inputs = {str(path): Path(path).stat().st_mtime_ns for path in snakemake.input}

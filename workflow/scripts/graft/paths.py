@@ -81,3 +81,12 @@ def sample_path(path: GaussianPath, x_0: Tensor, noise: Tensor, t: Tensor) -> Pa
         x_t=path.alpha(t) * x_0 + path.sigma(t) * noise,
         dx_t=path.alpha_derivative(t) * x_0 + path.sigma_derivative(t) * noise,
     )
+
+
+def conditional_sigma(path: GaussianPath, t: Tensor, s: Tensor) -> Tensor:
+    """sigma(t|s), the noise that x_t has beyond that of x_s: sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, its root.
+
+    t >= s, of one shape, with alpha_s > 0.
+    """
+    kept = path.alpha(t) / path.alpha(s) * path.sigma(s)
+    return (path.sigma(t) ** 2 - kept**2).clamp(min=0).sqrt()

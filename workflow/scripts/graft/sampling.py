@@ -1,40 +1,112 @@
-"""The sampler: flows integrated from noise (t = 1) to data (t = 0) by Euler steps on dx/dt."""
+"""The sampler: models integrated from noise (t = 1) to data (t = 0), in stages.
+
+Flows step by Euler on dx/dt. Diffusion models step by DDIM with stochasticity eta (Song et al. 2021): eta = 0 is
+deterministic, eta = 1 the ancestral sampler, a Markov chain whose transitions are Gaussian.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from graft.paths import GaussianPath, conditional_sigma
+
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """v(x, t) = E[dx_t/dt | x_t = x] for x (B, ...) and t (B,) in [0, 1]; returns the shape of x."""
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""E[x_0 | x_t = x] for x (B, ...) and t (B,) in [0, 1]; returns the shape of x."""
+
+Normal = Callable[[], Tensor]
+"""Draws the next standard normal numbers of a batch, of the shape of its state."""
+
+Update = Callable[[Tensor, float, float, Normal | None], Tensor]
+"""One step of a sampler: from x (B, ...) at time t to time s < t."""
+
+
+@dataclass(frozen=True)
+class Euler:
+    """The step x_s = x_t - (t - s) v(x_t, t) of a flow."""
+
+    velocity: Velocity
+
+    def __call__(self, x: Tensor, t: float, s: float, normal: Normal | None = None) -> Tensor:
+        return x - (t - s) * self.velocity(x, _times(x, t)).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Ddim:
+    """The step x_s = alpha_s x_0 + sqrt(sigma_s^2 - tau^2) eps + tau z, tau = eta (sigma_s / sigma_t) sigma(t|s).
+
+    x_0 is the denoiser's, eps = (x_t - alpha_t x_0) / sigma_t, z standard normal. eta is in [0, 1].
+    """
+
+    denoise: Denoiser
+    path: GaussianPath
+    eta: float
+
+    def __call__(self, x: Tensor, t: float, s: float, normal: Normal | None = None) -> Tensor:
+        mean, tau = self.transition(x, t, s)
+        return mean + tau * normal().to(x.dtype) if tau > 0 else mean
+
+    def transition(self, x: Tensor, t: float, s: float) -> tuple[Tensor, float]:
+        """Mean (B, ...) and standard deviation tau of x_s given x_t; tau is 0 at s = 0 and for eta = 0."""
+        alpha_t, alpha_s, sigma_t, sigma_s, sigma_ts = self._levels(t, s)
+        tau = self.eta * sigma_s / sigma_t * sigma_ts
+        x_0 = self.denoise(x, _times(x, t)).to(x.dtype)
+        eps = (x - alpha_t * x_0) / sigma_t
+        return alpha_s * x_0 + max(sigma_s**2 - tau**2, 0) ** 0.5 * eps, tau
+
+    def _levels(self, *times: float) -> list[float]:
+        t, s = torch.tensor(times, dtype=torch.double)
+        path = self.path
+        levels = (path.alpha(t), path.alpha(s), path.sigma(t), path.sigma(s), conditional_sigma(path, t, s))
+        return [float(level) for level in levels]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One flow of a chain of flows, and the number of equal Euler steps it is integrated with."""
+    """A model's share of a chain: its update, and the descending times it goes through, both ends included."""
 
-    velocity: Velocity
-    steps: int
+    update: Update
+    times: Sequence[float]
 
 
-def euler_times(steps: int) -> list[float]:
-    """Times 1, 1 - h, ..., h, with h = 1 / steps, at which the velocity is evaluated."""
-    return [1 - i / steps for i in range(steps)]
+def uniform_times(steps: int) -> list[float]:
+    """Times 1, 1 - h, ..., h, 0, with h = 1 / steps."""
+    return [1 - i / steps for i in range(steps + 1)]
+
+
+def flow_stage(velocity: Velocity, steps: int) -> Stage:
+    """A whole flow as a stage, from t = 1 to t = 0 in equal Euler steps."""
+    return Stage(Euler(velocity), uniform_times(steps))
+
+
+def sample(noise: Tensor, stages: Iterable[Stage], normal: Normal | None = None) -> Tensor:
+    """Send noise (B, ...) through the stages in turn and return what the last one leaves, of the same shape.
+
+    For inverse noise correction the stages are the corrector, then the base, each from t = 1 to t = 0; for P-GRAFT
+    the tuned model down to the cut, then the base. `normal` is needed where an update draws (eta > 0). The state
+    stays in the precision of `noise`.
+    """
+    *_, x = snapshots(noise, stages, normal)
+    return x
 
 
 @torch.no_grad()
-def sample(noise: Tensor, stages: Iterable[Stage]) -> Tensor:
-    """Send noise (B, ...) through the stages in turn: x_{i+1} = x_i - h v(x_i, t_i).
-
-    Each stage starts at t = 1 from what the one before left at its t = 0; for inverse noise correction the
-    stages are the corrector, then the base. The state stays in the precision of `noise`.
-    """
-    x = noise
+def snapshots(noise: Tensor, stages: Iterable[Stage], normal: Normal | None = None) -> list[Tensor]:
+    """The state (B, ...) with which each stage ends: cut a stage in two to see what is between. See `sample`."""
+    x, states = noise, [noise]
     for stage in stages:
-        for time in euler_times(stage.steps):
-            t = torch.full((len(x),), time, device=x.device, dtype=x.dtype)
-            x = x - stage.velocity(x, t).to(x.dtype) / stage.steps
-    return x
+        for t, s in pairwise(stage.times):
+            x = stage.update(x, t, s, normal)
+        states.append(x)
+    return states[1:] or [noise]
+
+
+def _times(x: Tensor, t: float) -> Tensor:
+    return torch.full((len(x),), t, device=x.device, dtype=x.dtype)

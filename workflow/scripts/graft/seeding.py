@@ -27,6 +27,12 @@ class Draw(IntEnum):
     REFERENCE = 4
     NOISE = 5
     KNOWN_NOISE = 6
+    CONDITION = 7
+    ROLLOUT = 8
+    EVALUATION = 9
+    BRANCH = 10
+    SELECTION = 11
+    POLICY = 12
 
 
 def generator(seed: int, draw: Draw, *index: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -40,13 +46,56 @@ def chunked_normal(seed: int, draw: Draw, start: int, stop: int, shape: tuple[in
 
     Raises ValueError unless `start` lies on a chunk's boundary.
     """
+    if stop == start:
+        return torch.empty(0, *shape)
+    return ChunkedNormal(seed, draw, start=start, stop=stop, shape=shape)()
+
+
+def numpy_generator(seed: int, draw: Draw, *index: int) -> np.random.Generator:
+    """A NumPy generator for one stream."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(int(draw), *index)))
+
+
+class ChunkedNormal:
+    """An endless stream of standard normal numbers for the samples [start, stop), one generator a chunk.
+
+    Each call returns the next (stop - start, *shape), on `device`; what a sample gets depends on (seed, draw, index)
+    and its number alone. Raises ValueError unless `start` lies on a chunk's boundary.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        draw: Draw,
+        *index: int,
+        start: int,
+        stop: int,
+        shape: tuple[int, ...],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.count, self.shape, self.device = stop - start, shape, device
+        self.generators = [generator(seed, draw, *index, chunk, device=device) for chunk in _chunks(start, stop)]
+
+    def __call__(self) -> Tensor:
+        drawn = [torch.randn(CHUNK, *self.shape, generator=rng, device=self.device) for rng in self.generators]
+        return torch.cat(drawn)[: self.count]
+
+
+def chunked_rows(rows: int, seed: int, draw: Draw, *index: int, start: int, stop: int) -> Tensor:
+    """For each of the samples [start, stop) a row number below `rows`, (stop - start,) int64, drawn uniformly.
+
+    Raises ValueError unless `start` lies on a chunk's boundary.
+    """
+    chunks = [
+        torch.randint(rows, (CHUNK,), generator=generator(seed, draw, *index, chunk)) for chunk in _chunks(start, stop)
+    ]
+    return torch.cat(chunks)[: stop - start]
+
+
+def _chunks(start: int, stop: int) -> range:
     if start % CHUNK:
         raise ValueError(f"samples start at {start}, which is no multiple of the chunk of {CHUNK}")
-    chunks = [
-        torch.randn(CHUNK, *shape, generator=generator(seed, draw, chunk))
-        for chunk in range(start // CHUNK, -(-stop // CHUNK))
-    ]
-    return torch.cat(chunks)[: stop - start] if chunks else torch.empty(0, *shape)
+    return range(start // CHUNK, -(-stop // CHUNK))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from graft.errors import UserError
-from graft.files import atomic
+from graft.files import atomic, read_json
 from graft.seeding import CHUNK
 
 
@@ -44,6 +45,11 @@ class TensorFile:
         """One tensor, on the CPU."""
         return self._file.get_tensor(name)
 
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors called `prefix.name`, by name, on the CPU."""
+        names = (name.removeprefix(f"{prefix}.") for name in self.names if name.startswith(f"{prefix}."))
+        return {name: self.tensor(f"{prefix}.{name}") for name in names}
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors, on the CPU."""
         return {name: self.tensor(name) for name in self.names}
@@ -69,9 +75,11 @@ class ShardedTensor:
         return int(self.ends[-1])
 
     def __getitem__(self, indices: Tensor | slice) -> Tensor:
-        """Rows at `indices` (a CPU long tensor (k,) or a slice), in that order, (k, ...)."""
+        """Rows at `indices` (a CPU long tensor (k,) in [0, n), or a slice), in that order, (k, ...)."""
         if isinstance(indices, slice):
             indices = torch.arange(*indices.indices(len(self)))
+        if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise IndexError(f"rows {int(indices.min())} to {int(indices.max())} of an array of {len(self)}")
         if len(self.parts) == 1:
             return self.parts[0][indices]
         part_of = np.searchsorted(self.ends, indices.numpy(), side="right")
@@ -80,6 +88,12 @@ class ShardedTensor:
             where = torch.from_numpy(np.flatnonzero(part_of == number))
             rows[where] = part[indices[where] - (int(end) - len(part))]
         return rows
+
+
+def load_prepared(folder: str | os.PathLike, name: str) -> ShardedTensor:
+    """One array of a prepared data folder, by its name; `data.json` says how many shards there are."""
+    shards = read_json(Path(folder) / "data.json")["shards"]
+    return ShardedTensor([Path(folder) / f"shard{shard}.safetensors" for shard in range(shards)], name)
 
 
 def shard_batches(total: int, batch_size: int, shard: int, shards: int) -> list[tuple[int, int]]:

@@ -30,6 +30,23 @@ def summarise(values: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     return table.reset_index()
 
 
+def gains(values: pd.DataFrame, keys: Sequence[str], controls: Sequence[str]) -> pd.DataFrame:
+    """Paired gains over control methods, for each of `keys` (`method` among them): their mean over seeds.
+
+    values: see `summarise`. The columns are `over_{control}` and `over_{control}_stderr`; pairing by seed takes out
+    what method and control share (noises, rollouts). Empty where a control is not among the methods.
+    """
+    shared = [*(key for key in keys if key != "method"), "seed"]
+    columns = {}
+    for control in controls:
+        reference = values.loc[values["method"] == control, [*shared, "value"]]
+        paired = values.merge(reference, on=shared, how="left", suffixes=("", "_control"))
+        difference = paired.assign(difference=paired["value"] - paired["value_control"])
+        over = difference.groupby(list(keys), sort=False, dropna=False)["difference"]
+        columns |= {f"over_{control}": over.mean(), f"over_{control}_stderr": over.sem()}
+    return pd.DataFrame(columns).reset_index()
+
+
 def with_published(table: pd.DataFrame, published: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> pd.DataFrame:
     """`table` with the columns `paper` and `paper_source`, filled where a published figure has the row's keys."""
     known = pd.DataFrame(published, columns=[*keys, "value", "source"])
@@ -55,7 +72,7 @@ def layout(table: pd.DataFrame, index: Sequence[str], contest: Sequence[str], bo
 
     shown = table.assign(text=table.apply(text, axis=1), heading=table["metric"] + table["better"].map(ARROWS))
     wide = shown.pivot_table(index=list(index), columns="heading", values="text", aggfunc="first", sort=False)
-    return wide.reset_index().rename_axis(columns=None)
+    return wide.fillna("").reset_index().rename_axis(columns=None)
 
 
 ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}

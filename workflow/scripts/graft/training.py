@@ -150,11 +150,11 @@ class TrainingState:
         self.ema.step(self.parameters)
 
     def record(self, step: int, loss: float) -> None:
-        """Append to the loss curve; a loss that is not finite ends the job."""
-        if not math.isfinite(loss):
-            raise UserError(
-                f"training: the loss is {loss} at step {step}; lower learning_rate (checkpoints before it are kept)"
-            )
+        """Append to the loss curve; a loss or weights that are not finite end the job."""
+        finite = torch.stack([parameter.isfinite().all() for parameter in self.parameters]).all()
+        if not math.isfinite(loss) or not finite:
+            what = "the weights are not finite" if math.isfinite(loss) else f"the loss is {loss}"
+            raise UserError(f"training: {what} at step {step}; lower learning_rate (checkpoints before it are kept)")
         self.curve.append({"step": step, "loss": loss})
 
     def save(self, path: Path, step: int) -> None:

@@ -24,6 +24,9 @@ from graft.networks.classifier import ImageClassifier
 
 KID_SUBSET = 1000
 
+NEIGHBOURS = 3
+"""Of precision and recall, as published."""
+
 
 class ClassifierFeatures(torch_fidelity.FeatureExtractorBase):
     """torch-fidelity's interface to the last hidden layer of an `ImageClassifier` trained by the workflow."""
@@ -79,15 +82,18 @@ def distances(samples: Tensor, reference: Tensor, *, seed: int, precision_recall
     """Frechet distance, KID, precision and recall of features (n, d) against reference features (m, d).
 
     Precision and recall compare the first `precision_recall_samples` of each set, as their cost is quadratic; KID's
-    subsets are drawn with `seed`. Raises UserError with fewer than two samples.
+    subsets are drawn with `seed`. Raises UserError if a set has too few samples to have `NEIGHBOURS`.
     """
-    if min(len(samples), len(reference)) < 2:
-        raise UserError(f"evaluation needs two samples or more, got {len(samples)} against {len(reference)}")
+    if min(len(samples), len(reference)) <= NEIGHBOURS:
+        raise UserError(
+            f"evaluation needs more than {NEIGHBOURS} samples, got {len(samples)} against {len(reference)}; "
+            "raise sampling.samples"
+        )
     statistics = [fid_features_to_statistics(features) for features in (samples, reference)]
     subset = min(KID_SUBSET, len(samples), len(reference))
     kid = kid_features_to_metric(samples, reference, kid_subset_size=subset, rng_seed=seed, verbose=False)
     heads = [features[:precision_recall_samples] for features in (samples, reference)]
-    prc = prc_features_to_metric(*heads, save_cpu_ram=True, verbose=False)
+    prc = prc_features_to_metric(*heads, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False)
     return {
         "frechet": fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID],
         "kid": kid[KEY_METRIC_KID_MEAN],

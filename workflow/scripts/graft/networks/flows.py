@@ -39,14 +39,19 @@ def build_network(settings: dict[str, Any], shape: tuple[int, ...], *, seed: int
     return network
 
 
-def load_network(folder: str | Path) -> FlowNetwork:
-    """A flow network saved by `save_pretrained`, ready to be evaluated. Raises UserError if the folder holds none."""
+def load_network(folder: str | Path, shape: tuple[int, ...] | None = None) -> FlowNetwork:
+    """A flow network saved by `save_pretrained`, ready to be evaluated.
+
+    Raises UserError if the folder holds none, or one for points of another shape (C, H, W) than the one given.
+    """
     try:
         name = UNet2DModel.load_config(folder, local_files_only=True)["_class_name"]
         network = CLASSES[name].from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, KeyError, ValueError) as error:
         known = " or ".join(CLASSES)
         raise UserError(f"{folder}: no {known} with safetensors weights, saved by diffusers ({error})") from error
+    if shape is not None and point_shape(network) != shape:
+        raise UserError(f"{folder}: takes {point_shape(network)}, the data are {shape}")
     return network.eval().requires_grad_(False)
 
 
