@@ -1,0 +1,168 @@
+"""Fine-tuning a diffusion model: on the snapshots that rejection sampling accepted, or by policy gradient."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graft.compute import Compute
+from graft.errors import UserError
+from graft.policy_gradient import Trajectory, advantages, clipped_objective, draw_trajectory, log_density
+from graft.progress import progress
+from graft.rollouts import SamplerSettings
+from graft.sampling import Ddim, uniform_times
+from graft.seeding import ChunkedNormal, Draw, generator
+from graft.training import TrainingLog, TrainingSettings, TrainingState, train
+
+logger = logging.getLogger(__name__)
+
+STEPS_PER_GRADIENT = 4
+"""Sampler steps that one policy gradient is averaged over; a batch is shared out among them."""
+
+
+def tune_on_snapshots(
+    task: Any,
+    network: nn.Module,
+    snapshots: Tensor,
+    cut_time: float,
+    condition: dict[str, Tensor],
+    settings: TrainingSettings,
+    **training: Any,
+) -> TrainingLog:
+    """GRAFT (cut_time 0) and P-GRAFT: denoise above the cut, towards snapshots (n, ...) with their conditions (n, ...).
+
+    The network is changed in place. `training`: further arguments of `graft.training.train`.
+    """
+    names = list(condition)
+
+    def loss(model: Callable[..., Tensor], x_c: Tensor, *values: Any) -> Tensor:
+        *conditions, rng = values
+        return task.denoising_loss(model, x_c, cut_time, dict(zip(names, conditions, strict=True)), rng)
+
+    return train(network, [snapshots, *condition.values()], loss, settings, **training)
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """DDPO's: rounds of `rollouts` trajectories, each followed by `gradient_steps` on batches of `batch_size` steps.
+
+    clip: of the importance ratio, in (0, 1). learning_rate, ema_decay: see `graft.training.TrainingSettings`.
+    """
+
+    iterations: int
+    rollouts: int
+    gradient_steps: int
+    batch_size: int
+    clip: float
+    learning_rate: float
+    ema_decay: float
+
+
+@dataclass
+class PolicyGradient:
+    """DDPO (see `graft.policy_gradient`) for one network, which is changed in place.
+
+    draw_condition(iteration): conditions, on the CPU, of an iteration's rollouts. reward(x_0, condition): (B,) on the
+    CPU, NaN where there is none; such rollouts teach nothing. seed, turn: of all that is drawn here.
+    """
+
+    task: Any
+    network: nn.Module
+    draw_condition: Callable[[int], dict[str, Tensor]]
+    reward: Callable[[Tensor, dict[str, Tensor]], Tensor]
+    settings: PolicySettings
+    sampler: SamplerSettings
+    seed: int
+    turn: int
+    compute: Compute
+
+    def train(self, checkpoint: Path, identity: str) -> list[dict[str, float]]:
+        """Run all iterations and leave the EMA weights in the network.
+
+        Returns a point for each iteration: `reward_calls` spent so far, and their mean `reward` in this iteration. See
+        `graft.training.train` for checkpoint and identity. Raises UserError if no rollout has a reward.
+        """
+        settings, every = self.settings, self.settings.gradient_steps
+        self.network.to(self.compute.device).train().requires_grad_(True)
+        training = TrainingSettings(
+            settings.iterations * every, settings.batch_size, settings.learning_rate, settings.ema_decay
+        )
+        state = TrainingState(self.network, training, identity=f"{identity} seed{self.seed} {settings} {self.sampler}")
+        first, model = state.load(checkpoint) // every, self.compute.compile(self.network)
+        for iteration in progress(range(first, settings.iterations), "policy gradient", settings.iterations, first):
+            condition, trajectory, rewards = self._roll_out(model, iteration)
+            known = rewards.isfinite()
+            if not known.any():
+                raise UserError(f"policy gradient: no rollout of iteration {iteration} has a reward; mend the reward")
+            advantage = torch.zeros_like(rewards)
+            advantage[known] = advantages(rewards[known], self.task.group(condition).cpu()[known])
+            for step in range(every):
+                rng = generator(self.seed, Draw.POLICY, 1, self.turn, iteration, step)
+                self._accumulate(model, trajectory, advantage.to(self.compute.device), condition, rng)
+                state.advance()
+            # The loss is minus the expected reward, of which the rollouts are an estimate.
+            state.record((iteration + 1) * every, -rewards[known].mean().item())
+            state.save(checkpoint, (iteration + 1) * every)
+        state.ema.copy_to(self.network.parameters())
+        self.network.eval().requires_grad_(False)
+        return [
+            {"reward_calls": point["step"] // every * settings.rollouts, "reward": -point["loss"]}
+            for point in state.curve
+        ]
+
+    def _roll_out(self, model: Callable[..., Tensor], iteration: int) -> tuple[dict[str, Tensor], Trajectory, Tensor]:
+        count, compute = self.settings.rollouts, self.compute
+        condition = self.draw_condition(iteration)
+        condition = {name: compute.to_device(value) for name, value in condition.items()}
+        normal = ChunkedNormal(
+            self.seed,
+            Draw.POLICY,
+            0,
+            self.turn,
+            iteration,
+            start=0,
+            stop=count,
+            shape=self.task.shape,
+            device=compute.device,
+        )
+
+        def projected() -> Tensor:
+            return self.task.project(normal(), condition)
+
+        with compute.autocast():
+            update = self._update(model, condition)
+            trajectory = draw_trajectory(update, projected(), uniform_times(self.sampler.steps), projected)
+        return condition, trajectory, self.reward(trajectory.x_0, condition).float()
+
+    def _accumulate(
+        self,
+        model: Callable[..., Tensor],
+        trajectory: Trajectory,
+        advantage: Tensor,
+        condition: dict[str, Tensor],
+        rng: torch.Generator,
+    ) -> None:
+        """Add the gradient of the clipped objective on random rollouts at random steps."""
+        rows = torch.randint(
+            len(advantage), (STEPS_PER_GRADIENT, self.settings.batch_size // STEPS_PER_GRADIENT), generator=rng
+        )
+        for step, chosen in zip(torch.randperm(len(trajectory.t), generator=rng), rows, strict=False):
+            chosen = chosen.to(advantage.device)
+            part = {name: value[chosen] for name, value in condition.items()}
+            with self.compute.autocast():
+                mean, tau = self._update(model, part).transition(
+                    trajectory.before[step, chosen], trajectory.t[step].item(), trajectory.s[step].item()
+                )
+            density = log_density(trajectory.after[step, chosen], mean, tau)
+            log_ratio = density - trajectory.log_density[step, chosen]
+            loss = clipped_objective(log_ratio, advantage[chosen], self.settings.clip)
+            (loss / STEPS_PER_GRADIENT).backward()
+
+    def _update(self, model: Callable[..., Tensor], condition: dict[str, Tensor]) -> Ddim:
+        return Ddim(self.task.denoiser(model, condition), self.task.path, self.sampler.eta)

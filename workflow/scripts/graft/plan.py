@@ -1,0 +1,88 @@
+"""What the reward chain of one setting and seed consists of: methods, the groups they are tuned in, rounds, cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RewardPlan:
+    """The plan of one seed, from a setting's configuration.
+
+    The tuning seed has, instead of each method, one of it for every learning rate that is tried. Methods are spread
+    over groups (`fine_tuning.jobs`), each of which is one job in every stage. A stage is a round, round1 and so on,
+    whose rollouts are selected from, or `final`, whose samples are evaluated.
+    """
+
+    setting: Mapping[str, Any]
+    seed: int
+
+    @property
+    def methods(self) -> dict[str, dict[str, Any]]:
+        """The methods with their settings, in the order of the configuration."""
+        methods, tuning = dict(self.setting["methods"]), self.setting["tuning"]
+        if self.seed != tuning["seed"]:
+            return methods
+        return {
+            f"{name}_{rate:g}".replace(".", "p").replace("-", "m"): {**method, "learning_rate": rate}
+            for name, method in methods.items()
+            for rate in tuning["learning_rates"]
+        }
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Names of the methods of each group; the base is a group of its own and not among them."""
+        jobs, names = self.setting["fine_tuning"]["jobs"], list(self.methods)
+        return {f"jobs{number}": names[number::jobs] for number in range(min(jobs, len(names)))}
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of rollouts and fine-tuning."""
+        return self.setting["rollouts"]["rounds"]
+
+    @property
+    def cuts(self) -> list[float]:
+        """All cuts of the methods, ascending: one pass of rollouts serves them all."""
+        return sorted({method.get("cut", 0.0) for method in self.methods.values()})
+
+    def methods_of(self, group: str) -> dict[str, dict[str, Any]]:
+        """The methods of a group, with their settings."""
+        return {name: self.methods[name] for name in self.groups[group]}
+
+    def selections(self, group: str) -> dict[str, dict[str, Any]]:
+        """Rule and de-duplication of the rejection methods of a group: all that a selection depends on."""
+        return {
+            name: {key: method[key] for key in ("rule", "deduplicate")}
+            for name, method in self.methods_of(group).items()
+            if "rule" in method
+        }
+
+    def members(self, group: str) -> dict[str, float]:
+        """The models that a group's rollouts come from, with their cuts."""
+        if group == "base":
+            return {"base": 0.0}
+        return {name: method.get("cut", 0.0) for name, method in self.methods_of(group).items()}
+
+    def sizes(self, stage: str) -> dict[str, int]:
+        """`samples` and `shards` of a stage."""
+        return self.setting["evaluation" if stage == "final" else "rollouts"]
+
+    def round_before(self, stage: str) -> int:
+        """The round whose tuned models a stage's rollouts come from; 0 is the base."""
+        return self.rounds if stage == "final" else int(stage.removeprefix("round")) - 1
+
+    def source(self, stage: str, group: str) -> str:
+        """The group whose rollouts a round of a group selects from: the base's in the first."""
+        return "base" if self.round_before(stage) == 0 else group
+
+    def for_table(self) -> dict[str, Any]:
+        """What a table says beside the results."""
+        return {
+            "methods": self.methods,
+            "groups": list(self.groups),
+            "eta": self.setting["sampler"]["eta"],
+            "rounds": self.rounds,
+            **{name: self.setting["rollouts"][name] for name in ("samples", "shards")},
+        }
