@@ -1,0 +1,22 @@
+"""The kinds of data, one module and one class each; nothing outside asks which one it has.
+
+Every task can be trained as a base model:
+    shape: of one point of the model's space, without the batch.
+    read(folder, reader): an asset into arrays of equal length, by name, and counts for the record.
+    training_data(folder): those arrays of a prepared folder, as the loss takes them.
+    build_network(settings, seed, run), load_network(folder): diffusers models.
+    loss(network, *batch, generator): the base's training loss of one batch, a scalar.
+A task whose samples have rewards has more; see `graft.tasks.molecules`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+TASKS = {"images": "Images", "molecules": "Molecules"}
+
+
+def load_task(name: str, points: dict[str, Any]) -> Any:
+    """The task of a name, with the `points` block of its setting: how data become points of a model."""
+    return getattr(import_module(f"graft.tasks.{name}"), TASKS[name])(**points)

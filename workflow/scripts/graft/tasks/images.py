@@ -4,24 +4,61 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from graft.files import read_json
+from graft import image_formats
+from graft.networks.flows import FlowNetwork, build_network, load_network, velocity_of
+from graft.objectives import flow_matching
+from graft.paths import PATHS
 from graft.seeding import Draw, chunked_normal
-from graft.shards import ShardedTensor
+from graft.shards import ShardedTensor, load_prepared
 
 
 @dataclass(frozen=True)
 class Images:
     """How images become points of a flow and back.
 
-    dequantisation: standard deviation, in units where pixels span [-1, 1], of the Gaussian noise that is added to the
-    data before it is modelled or inverted; without it the sampler's last steps have no inverse.
+    Points are (channels, image_size, image_size), with pixels spanning [-1, 1]. dequantisation: standard deviation, in
+    these units, of the Gaussian noise that is added to the data before it is modelled or inverted; without it the
+    sampler's last steps have no inverse.
     """
 
+    image_size: int
+    channels: int
     dequantisation: float
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.image_size, self.image_size
+
+    def read(self, folder: Path, reader: str) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        """`images` (n, C, H, W) uint8, and `labels` (n,) int64 where the asset has them; how many classes there are."""
+        found = image_formats.READERS[reader](folder, self.image_size, self.channels)
+        if found.labels is None:
+            return {"images": found.images}, {"classes": 0}
+        return {"images": found.images, "labels": found.labels}, {"classes": int(found.labels.max()) + 1}
+
+    def training_data(self, folder: str | Path) -> list[ShardedTensor]:
+        """The images of a prepared folder."""
+        return [load_images(folder)]
+
+    def build_network(self, settings: dict[str, Any], seed: int, run: int) -> FlowNetwork:
+        """See `graft.networks.flows.build_network`."""
+        return build_network(settings, self.shape, seed=seed, run=run)
+
+    def load_network(self, folder: str | Path) -> FlowNetwork:
+        """See `graft.networks.flows.load_network`."""
+        return load_network(folder, self.shape)
+
+    def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Flow matching on the straight path, for the images (B, C, H, W) uint8 dequantised anew; a scalar."""
+        noise = torch.randn(images.shape, generator=generator, device=images.device)
+        return flow_matching(velocity_of(network), PATHS["straight"], self.encode(images, noise), generator)
 
     def encode(self, images: Tensor, noise: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) as points x_0 = pixels / 127.5 - 1 + dequantisation * noise, float32."""
@@ -42,5 +79,4 @@ class Images:
 
 def load_images(folder: str | Path, name: str = "images") -> ShardedTensor:
     """One array of a prepared data folder: `images` (n, C, H, W) uint8, or `labels` (n,) where the set has them."""
-    shards = read_json(Path(folder) / "data.json")["shards"]
-    return ShardedTensor([Path(folder) / f"shard{shard}.safetensors" for shard in range(shards)], name)
+    return load_prepared(folder, name)
