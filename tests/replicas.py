@@ -28,16 +28,20 @@ def write_mnist(folder, count, rng):
     return images
 
 
+def write_tar(path, files):
+    """A tar archive of `files`, contents by name, compressed as its suffix says: .tar, .gz or .bz2."""
+    with tarfile.open(path, f"w:{path.suffix[1:]}") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
 def write_cifar(path, count, rng):
     """CIFAR-10's binary archive with `count` random records in each of five batches; returns images and labels."""
     labels, images = rng.integers(0, 10, 5 * count), rng.integers(0, 256, (5 * count, 3072), np.uint8)
-    with tarfile.open(path, "w:gz") as archive:
-        for batch in range(5):
-            rows = slice(batch * count, (batch + 1) * count)
-            content = np.concatenate([labels[rows, None].astype(np.uint8), images[rows]], axis=1).tobytes()
-            member = tarfile.TarInfo(f"cifar-10-batches-bin/data_batch_{batch + 1}.bin")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+    batches = np.split(np.concatenate([labels[:, None].astype(np.uint8), images], axis=1), 5)
+    write_tar(path, {f"cifar-10-batches-bin/data_batch_{i}.bin": rows.tobytes() for i, rows in enumerate(batches, 1)})
     return images.reshape(-1, 3, 32, 32), labels
 
 
@@ -77,6 +81,34 @@ def write_inception(path):
         torch.save(Inception("inception-v3-compat", ["2048"]).state_dict(), path)
 
 
+def mathematica(number):
+    """A number as QM9 writes it: small ones are 4.*^-6."""
+    return f"{number:.10f}" if abs(number) > 1e-4 or number == 0 else f"{number:.7e}".replace("e", "*^")
+
+
+def qm9_files(molecules):
+    """QM9's file of each molecule by its name; `molecules` are atoms (symbol, x, y, z), in Angstrom, by index."""
+    files = {}
+    for index, atoms in molecules.items():
+        lines = [str(len(atoms)), f"gdb {index}\t157.7118\t157.70997\t0.\t6.469"]
+        lines += ["\t".join([symbol, *map(mathematica, position), "-0.535689"]) for symbol, *position in atoms]
+        lines += ["1341.307\t1341.3284", "C\tC\t", "InChI=1S/CH4/h1H4\tInChI=1S/CH4/h1H4\n"]
+        files[f"dsgdb9nsd_{index:06}.xyz"] = "\n".join(lines).encode()
+    return files
+
+
+def write_qm9(folder, molecules, uncharacterised):
+    """QM9's two published files: an archive of `molecules` as `qm9_files` takes them, in their order, and the list.
+
+    `uncharacterised` are the indices on the list, at least one, for there is no empty list; the archive may lack them.
+    """
+    write_tar(folder / "dsgdb9nsd.xyz.tar.bz2", qm9_files(molecules))
+    rule = "=" * 80
+    rows = [f"{index:8}   NC(=N)C#N   NC(=N)C#N   [NH]C(=[NH2])C#N   6.036217" for index in uncharacterised]
+    lines = ["", "", "List of molecules among the 133885 GDB9 molecules", rule, "#  Index  SMILES", rule, *rows, rule]
+    (folder / "uncharacterized.txt").write_text("\n".join(lines) + "\n")
+
+
 def write_assets(assets, mirror, path):
     """The asset list with the checksums of the replicas in `mirror`, and no public address."""
     for asset in assets.values():
@@ -84,9 +116,10 @@ def write_assets(assets, mirror, path):
             for file in form["files"]:
                 place = mirror / file.get("mirror", file["name"])
                 file.pop("url", None)
-                if file["sha256"] and place.exists():
+                algorithm = "md5" if "md5" in file else "sha256"
+                if file[algorithm] and place.exists():
                     content = place.read_bytes()
                     if file.get("checksum_of") == "content":
                         content = gzip.decompress(content)
-                    file["sha256"] = hashlib.sha256(content).hexdigest()
+                    file[algorithm] = hashlib.new(algorithm, content).hexdigest()
     path.write_text(yaml.safe_dump(assets))

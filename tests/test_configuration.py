@@ -5,6 +5,13 @@ from graft.configuration import check_config, check_references
 from graft.errors import UserError
 
 
+def change(setting, key, value):
+    *blocks, leaf = key.split(".")
+    for name in blocks:
+        setting = setting[name]
+    setting[leaf] = value
+
+
 @pytest.fixture
 def config(repository):
     return yaml.safe_load((repository / "config" / "config.yaml").read_text())
@@ -13,6 +20,11 @@ def config(repository):
 @pytest.fixture
 def digits(config):
     return config["images"]["settings"]["digits"]
+
+
+@pytest.fixture
+def enumerated(config):
+    return config["molecules"]["settings"]["enumerated"]
 
 
 @pytest.fixture
@@ -60,8 +72,8 @@ def test_misspelt_keys_name_the_nearest_known_one(message, config, digits):
         ("sampling.samples", 1, "1 is less than the minimum of 2"),
         ("sampling.samples", 10.5, "10.5 is not of type 'integer'"),
         ("sampling.samples", None, "None is not of type 'integer'"),
-        ("data.channels", 2, "2 is not one of [1, 3]"),
-        ("data.image_size", True, "True is not of type 'integer'"),
+        ("points.channels", 2, "2 is not one of [1, 3]"),
+        ("points.image_size", True, "True is not of type 'integer'"),
         ("inversion.step_counts", 8, "8 is not of type 'array'"),
         ("inversion.step_counts", [], "[] should be non-empty"),
         ("inversion.max_unconverged", 1.5, "1.5 is greater than the maximum of 1"),
@@ -71,20 +83,16 @@ def test_misspelt_keys_name_the_nearest_known_one(message, config, digits):
     ],
 )
 def test_wrong_values_are_named_with_their_path(message, digits, key, value, complaint):
-    *blocks, leaf = key.split(".")
-    block = digits
-    for name in blocks:
-        block = block[name]
-    block[leaf] = value
+    change(digits, key, value)
     place = f"images.settings.digits.{key}" + (".0" if value == ["curved"] else "")
     assert message() == f"{place}: {complaint}"
 
 
 def test_every_mistake_is_listed(message, config, digits):
     config["seeds"] = [-1]
-    digits["data"]["channels"] = 2
+    digits["points"]["channels"] = 2
     digits["sampling"]["shards"] = 0
-    for place in ("seeds.0: ", "images.settings.digits.data.channels: ", "images.settings.digits.sampling.shards: "):
+    for place in ("seeds.0: ", "images.settings.digits.points.channels: ", "images.settings.digits.sampling.shards: "):
         assert place in message()
 
 
@@ -126,6 +134,73 @@ def test_unknown_asset_names_the_nearest(config, digits, assets):
     with pytest.raises(
         UserError, match=r"images\.settings\.digits\.data\.asset: 'cifar_10' .*, did you mean 'cifar10'\?"
     ):
+        check_references(config, assets)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("methods.graft.cut", 1.0, "1.0 is greater than or equal to the maximum of 1"),
+        ("methods.graft.rule.k", 0, "0 is less than the minimum of 1"),
+        ("methods.ddpo.batch_size", 126, "126 is not a multiple of 4"),
+        ("tuning.learning_rates", [1e-3, 1e-3], "[0.001, 0.001] has non-unique elements"),
+    ],
+)
+def test_wrong_values_of_the_reward_chain_are_named_with_their_path(message, enumerated, key, value, complaint):
+    change(enumerated, key, value)
+    assert message() == f"molecules.settings.enumerated.{key}: {complaint}"
+
+
+@pytest.mark.parametrize("name", ["nan", "NaN", "NA", "none", "None", "null", "NULL", "1e5", "_a", "a-b", 7, None])
+def test_names_that_tables_would_misread_are_refused(message, config, name):
+    for parent in ("images.settings", "molecules.settings", "molecules.settings.enumerated.methods"):
+        block = config
+        for key in parent.split("."):
+            block = block[key]
+        block[name] = next(iter(block.values()))
+        assert message().startswith(f"{parent}: {name!r} is no name")
+        del block[name]
+
+
+def test_no_method_is_called_base(message, enumerated):
+    enumerated["methods"]["base"] = enumerated["methods"]["self"]
+    assert message().startswith("molecules.settings.enumerated.methods: 'base' is no name")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "place", "complaint"),
+    [
+        ("methods.graft.rule", {"type": "TopK", "k": 5, "m": 4}, "methods.graft.rule", "k = 5 exceeds"),
+        ("methods.graft.rule", {"type": "BestOf", "c": 1, "n": 4}, "methods.graft.rule", "set c: null to drop"),
+        ("methods.graft.cut", 0.1, "methods.graft.cut", "0.1 of 24 sampler steps"),
+        ("methods.ddpo.iterations", 7, "methods.ddpo.iterations", "7 does not divide rollouts.samples = 4096"),
+        ("sampler.eta", 0, "methods.ddpo", "raise sampler.eta above 0"),
+        ("rollouts.shards", 9, "rollouts.shards", "9 shards of 8 batches"),
+        ("evaluation.shards", 5, "evaluation.shards", "5 shards of 4 batches"),
+        ("evaluation.branched", 4097, "evaluation.branched", "4097 is more than the 4096 rollouts"),
+        ("tuning.seed", 0, "tuning.seed", "is among seeds"),
+    ],
+)
+def test_values_that_contradict_one_another_are_refused(config, enumerated, assets, key, value, place, complaint):
+    change(enumerated, key, value)
+    with pytest.raises(UserError) as caught:
+        check_references(config, assets)
+    assert str(caught.value).startswith(f"molecules.settings.enumerated.{place}: ")
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_limits_of_the_reward_chain_are_allowed(config, enumerated, assets, repository):
+    """9 batches, the last one short, in 4 shards: the first has 3. An overlay drops a parameter; DDPO is away."""
+    enumerated["rollouts"].update(samples=4097, shards=4)
+    enumerated["evaluation"].update(samples=513, shards=2, branched=3 * 512)
+    enumerated["methods"]["graft"]["rule"].update(type="BestOf", n=4, c=None)
+    enumerated["sampler"]["eta"] = 0
+    del enumerated["methods"]["ddpo"]
+    check_config(config, repository / "workflow" / "schemas" / "config.yaml")
+    check_references(config, assets)
+    enumerated["evaluation"]["branched"] += 1
+    with pytest.raises(UserError, match=r"evaluation\.branched: 1537 is more than the 1536 rollouts"):
         check_references(config, assets)
 
 

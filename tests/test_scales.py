@@ -8,7 +8,7 @@ from replicas import write_assets, write_cifar, write_inception, write_mnist, wr
 from test_workflow import REPOSITORY, TINY_TRAINING, Checkout, merged
 
 from graft.files import read_json
-from graft.tasks.images import load_images
+from graft.tasks.images import Images, load_images
 
 CPU = {"gpu": 0, "precision": "fp32", "compile": False, "threads": {"default": 1, "base": 1}}
 
@@ -132,7 +132,7 @@ def test_the_corrector_costs_at_most_a_quarter_of_the_base():
     for scale in ("config", "gpu", "paper"):
         settings = yaml.safe_load((REPOSITORY / f"config/{scale}.yaml").read_text())["images"]["settings"]
         for name, setting in settings.items():
-            shape = (setting["data"]["channels"], setting["data"]["image_size"], setting["data"]["image_size"])
+            shape = Images(**setting["points"]).shape
             base, corrector = (
                 count_flops(build_network(setting[part]["network"], shape, seed=0, run=0))
                 for part in ("base", "corrector")

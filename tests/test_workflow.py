@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,6 +15,9 @@ import yaml
 REPOSITORY = Path(__file__).parents[1]
 
 TINY_TRAINING = {"steps": 8, "batch_size": 32, "learning_rate": 1e-3, "ema_decay": 0.9}
+DEFAULTS = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text())
+TINY_REJECTION = {"rule": {"type": "Threshold", "c": 0.0}}
+TINY_DDPO = {"iterations": 2, "gradient_steps": 2, "batch_size": 32}
 TINY = {
     "seeds": [0],
     "images": {
@@ -31,7 +35,30 @@ TINY = {
             }
         }
     },
+    "molecules": {
+        "settings": {
+            "enumerated": {
+                "points": {"elements": ["H", "C", "O"], "max_atoms": 6},
+                "base": {
+                    "pretrained": None,
+                    "network": {"width": 8, "depth": 1, "heads": 2},
+                    "training": TINY_TRAINING,
+                },
+                "sampler": {"steps": 4, "batch_size": 64},
+                # Of a base that knows nothing yet no molecule is stable.
+                "reward": {"function": "qed"},
+                "rollouts": {"samples": 128},
+                "fine_tuning": {"training": {"steps": 4, "batch_size": 32}},
+                "methods": {
+                    name: TINY_DDPO if "iterations" in method else TINY_REJECTION if method["rule"] else {}
+                    for name, method in DEFAULTS["molecules"]["settings"]["enumerated"]["methods"].items()
+                },
+                "evaluation": {"samples": 64, "branched": 16, "branches": 2},
+            }
+        }
+    },
 }
+COLUMNS = ["task", "method", "metric", "better", "mean", "stderr", "seeds", "samples", "paper", "paper_source"]
 ONE_SEED = "results/demo/images/digits/seed0"
 
 
@@ -72,7 +99,7 @@ class Checkout:
     def run(self, *targets, config=None, arguments=()):
         """The finished process of `snakemake --cores 2`, with `config` laid over the tiny budgets."""
         overlay = self.folder / "overlay.yaml"
-        overlay.write_text(yaml.safe_dump(merged(TINY, config or {})))
+        overlay.write_text(yaml.safe_dump(merged(TINY, config or {}), sort_keys=False))
         command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--configfile", str(overlay), "--"]
         return subprocess.run([*command, *targets], cwd=self.folder, capture_output=True, text=True, check=False)
 
@@ -81,7 +108,8 @@ class Checkout:
         shown = self.run(*targets, arguments=["--dry-run", "--quiet", "host"], **keywords)
         assert shown.returncode == 0, shown.stderr
         lines = (line.split() for line in (shown.stdout + shown.stderr).splitlines())
-        return {line[0] for line in lines if len(line) == 2 and line[1].isdigit()} - {"total"}
+        counted = (line for line in lines if len(line) == 2 and line[0].isidentifier() and line[1].isdigit())
+        return {name for name, _ in counted} - {"total"}
 
     def bytes(self, name):
         return (self.folder / name).read_bytes()
@@ -104,9 +132,7 @@ def copy(demo, tmp_path):
 
 def test_every_table_and_figure_is_made(demo):
     table = pd.read_csv(demo.folder / "results/demo/tables/images.csv")
-    assert list(table.columns[:10]) == (
-        ["task", "method", "metric", "better", "mean", "stderr", "seeds", "samples", "paper", "paper_source"]
-    )
+    assert list(table.columns[:10]) == COLUMNS
     assert {"setting", "base_steps", "corrector_steps", "gflops_per_image", "parameters"} <= set(table.columns)
     chains = set(table[["method", "base_steps", "corrector_steps"]].itertuples(index=False, name=None))
     assert chains == {
@@ -116,11 +142,29 @@ def test_every_table_and_figure_is_made(demo):
     }
     assert set(table["metric"]) == {"FD (digits classifier)", "KD (digits classifier)", "precision", "recall"}
     assert table["mean"].notna().all()
-    for name in ("tables/images.md", "tables/images.tex", "tables/images_cost.csv", "figures/images.pdf"):
-        assert (demo.folder / "results/demo" / name).stat().st_size > 0
-    assert (demo.folder / "results/demo/figures/images.png").read_bytes().startswith(b"\x89PNG")
+    for task in ("images", "molecules"):
+        for name in ("tables/{}.md", "tables/{}.tex", "tables/{}_cost.csv", "figures/{}.pdf"):
+            assert (demo.folder / "results/demo" / name.format(task)).stat().st_size > 0
+        assert demo.bytes(f"results/demo/figures/{task}.png").startswith(b"\x89PNG")
     report = (demo.folder / "results/demo/report.html").read_text()
     assert "Unconditional images" in report
+    assert "Molecules" in report
+
+
+def test_reward_table_has_every_method_beside_base_and_control(demo):
+    table = pd.read_csv(demo.folder / "results/demo/tables/molecules.csv")
+    assert list(table.columns[:10]) == COLUMNS
+    methods = DEFAULTS["molecules"]["settings"]["enumerated"]["methods"]
+    assert list(dict.fromkeys(table["method"])) == ["base", *methods]
+    metrics = {"atom_stability", "molecule_stability", "validity", "uniqueness", "novelty", "one_piece", "reward"}
+    assert all(set(rows["metric"]) == metrics for _, rows in table.groupby("method"))
+    assert table["mean"].between(0, 1).all()
+    assert (table["samples"] == 64).all()
+    assert (table["reward_calls"] == np.where(table["method"] == "base", 0, 128)).all()
+    wide = table.pivot(index="method", columns="metric", values=["mean", "over_base", "over_self"])
+    for control in ("base", "self"):
+        gains = wide["mean"] - wide["mean"].loc[control]
+        np.testing.assert_allclose(wide[f"over_{control}"], gains, rtol=0, atol=1e-8)
 
 
 def test_flops_of_a_chain_are_those_of_its_steps(demo):

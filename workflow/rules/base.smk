@@ -1,15 +1,15 @@
-# Needs: an image asset. Makes: the prepared data and the base model of each setting.
+# Needs: an asset. Makes: the prepared data and the base model of each setting, whatever the task.
 
 
 rule prepare_data:
     input:
-        collect("results/assets/{asset}", asset=setting("data/asset")),
+        collect("results/assets/{asset}", asset=task_setting("data/asset")),
     output:
-        directory("<results>/images/{setting}/data"),
+        directory("<results>/{task}/{setting}/data"),
     log:
-        "<logs>/prepare_data/{setting}.log",
+        "<logs>/prepare_data/{task}_{setting}.log",
     benchmark:
-        "<benchmarks>/prepare_data/{setting}.tsv"
+        "<benchmarks>/prepare_data/{task}_{setting}.tsv"
     conda:
         "../../envs/torch.yaml"
     threads: 1
@@ -18,24 +18,23 @@ rule prepare_data:
         mem_mb=2000,
         runtime=240,
     params:
-        image_size=setting("data/image_size"),
-        channels=setting("data/channels"),
-        shards=setting("data/shards"),
-        code=code("prepare_data.py"),
+        points=task_setting("points"),
+        shards=task_setting("data/shards"),
+        code=task_code("prepare_data.py"),
     script:
         "../scripts/prepare_data.py"
 
 
 rule train_base:
     input:
-        data="<results>/images/{setting}/data",
+        data="<results>/{task}/{setting}/data",
     output:
-        model=directory("<results>/images/{setting}/base"),
-        timing="<results>/images/{setting}/base_timing.json",
+        model=directory("<results>/{task}/{setting}/base"),
+        timing="<results>/{task}/{setting}/base_timing.json",
     log:
-        "<logs>/train_base/{setting}.log",
+        "<logs>/train_base/{task}_{setting}.log",
     benchmark:
-        "<benchmarks>/train_base/{setting}.tsv"
+        "<benchmarks>/train_base/{task}_{setting}.tsv"
     conda:
         "../../envs/torch.yaml"
     threads: config["compute"]["threads"]["base"]
@@ -44,14 +43,14 @@ rule train_base:
         mem_mb=2000,
         runtime=1440,
     params:
-        checkpoint=f"{RESULTS}/images/{{setting}}/checkpoints/base.safetensors",
+        checkpoint=f"{RESULTS}/{{task}}/{{setting}}/checkpoints/base.safetensors",
         seed=config["base_seed"],
-        dequantisation=setting("data/dequantisation"),
-        pretrained=setting("base/pretrained"),
-        network=setting("base/network"),
-        training=setting("base/training"),
+        points=task_setting("points"),
+        pretrained=task_setting("base/pretrained"),
+        network=task_setting("base/network"),
+        training=task_setting("base/training"),
         precision=config["compute"]["precision"],
         compile=config["compute"]["compile"],
-        code=code("train_base.py"),
+        code=task_code("train_base.py"),
     script:
         "../scripts/train_base.py"

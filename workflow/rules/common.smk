@@ -1,6 +1,7 @@
 # Needs: the merged configuration. Makes: its checks, and the few helpers that rules share.
 import os
 import sys
+from functools import cache
 
 import yaml
 from snakemake.exceptions import WorkflowError
@@ -12,6 +13,8 @@ sys.path.insert(0, str(SCRIPTS))
 from graft.configuration import check_config, check_references
 from graft.errors import UserError
 from graft.fingerprint import fingerprint
+from graft.plan import RewardPlan
+from graft.tasks import TASKS
 
 try:
     check_config(config, Path(workflow.basedir) / "workflow/schemas/config.yaml")
@@ -27,20 +30,140 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.abspath("results/compil
 
 
 wildcard_constraints:
+    task="|".join(TASKS),
+    stage="round[0-9]+|final",
+    group="base|jobs[0-9]+",
+    round="[0-9]+",
     setting="[A-Za-z0-9_]+",
     seed="[0-9]+",
     shard="[0-9]+",
     path="straight|trigonometric",
 
 
-def code(script):
-    """Fingerprint of the code that a script runs: a rerun trigger that ignores comments."""
-    return fingerprint(SCRIPTS / script)
+@cache
+def code(script, task=None):
+    """Fingerprint of the code that a script runs (for a task): a rerun trigger that ignores comments."""
+    return fingerprint(SCRIPTS / script, task=task)
 
 
-def setting(leaf):
-    """A leaf of the configuration of a job's image setting, as an input or params function."""
-    return lookup(dpath=f"images/settings/{{setting}}/{leaf}", within=config)
+def task_setting(leaf):
+    """A leaf of the configuration of a job's task and setting, as an input or params function.
+
+    Snakemake's lookup() does the same, but walks through all of the configuration each time: seconds at paper scale.
+    """
+
+    def of_job(wildcards):
+        found = config[wildcards.get("task", "images")]["settings"][wildcards.setting]
+        for key in leaf.split("/"):
+            found = found[key]
+        return found
+
+    return of_job
+
+
+def task_code(script):
+    """The same as `code`, with the task that a job works on, which its script loads by name."""
+
+    def of_task(wildcards):
+        return code(script, wildcards.task)
+
+    return of_task
+
+
+def reward_code(wildcards):
+    """Fingerprint of the file of a user's reward, as a rerun trigger; None for a built-in or installed one."""
+    imported, _, _ = task_setting("reward/function")(wildcards).partition(":")
+    path = Path(*imported.split(".")).with_suffix(".py")
+    try:
+        return fingerprint(path.resolve()) if path.is_file() else None
+    except SyntaxError:
+        return path.read_text()  # the job says what is wrong with it
+
+
+SEED = "<results>/{task}/{setting}/seed{seed}"
+"""The folder of a seed's products of the reward chain, under which each round and the final evaluation have one."""
+
+
+def plan_of(wildcards):
+    """The plan of a job of the reward chain."""
+    return RewardPlan(config[wildcards.task]["settings"][wildcards.setting], int(wildcards.seed))
+
+
+def of_plan(leaf):
+    """A property of a job's plan, as a params function."""
+    return lambda wildcards: getattr(plan_of(wildcards), leaf)
+
+
+def of_group(method):
+    """What a method of a job's plan says of its group, as a params function."""
+    return lambda wildcards: getattr(plan_of(wildcards), method)(wildcards.group)
+
+
+def of_stage(leaf):
+    """`samples` or `shards` of a job's stage, as a params function."""
+    return lambda wildcards: plan_of(wildcards).sizes(wildcards.stage)[leaf]
+
+
+def stage_draw(wildcards):
+    """Which stream of random numbers a stage draws from, and its number."""
+    return ["EVALUATION", 0] if wildcards.stage == "final" else ["ROLLOUT", int(wildcards.stage.removeprefix("round"))]
+
+
+def tuned_before(wildcards):
+    """The tuned models that a stage's rollouts, or a round's fine-tuning, start from; none for the base."""
+    stage = wildcards.get("stage", f"round{wildcards.get('round')}")
+    before = plan_of(wildcards).round_before(stage)
+    return [] if wildcards.group == "base" or before == 0 else [f"{SEED}/round{before}/{{group}}/tuned"]
+
+
+def source_shards(pattern):
+    """The files of all rollout shards that a round of a group selects from."""
+
+    def of_round(wildcards):
+        plan, stage = plan_of(wildcards), f"round{wildcards.round}"
+        folder = f"{SEED}/{stage}/{plan.source(stage, wildcards.group)}"
+        return [f"{folder}/{pattern.format(shard)}" for shard in range(plan.sizes(stage)["shards"])]
+
+    return of_round
+
+
+def final_shards(wildcards):
+    """The final samples of every model of a seed."""
+    plan = plan_of(wildcards)
+    shards = range(plan.sizes("final")["shards"])
+    return [f"{SEED}/final/{group}/shard{shard}.safetensors" for group in ["base", *plan.groups] for shard in shards]
+
+
+def reward_seeds(task, tuning=False):
+    """(folder, plan) of every setting and seed of a task, of the table's seeds or of the tuning seed."""
+    for name in config[task]["run"]:
+        setting_config = config[task]["settings"][name]
+        for seed in [setting_config["tuning"]["seed"]] if tuning else config["seeds"]:
+            yield f"<results>/{task}/{name}/seed{seed}", RewardPlan(setting_config, seed)
+
+
+def reward_metrics(task, tuning=False):
+    """The evaluation of every seed."""
+    return [f"{folder}/evaluation.json" for folder, _ in reward_seeds(task, tuning)]
+
+
+def reward_costs(task, tuning=False):
+    """The cost record of every fine-tuning job, and the scores of every round after the first."""
+    return [
+        file
+        for folder, plan in reward_seeds(task, tuning)
+        for turn in range(1, plan.rounds + 1)
+        for group in plan.groups
+        for file in [
+            f"{folder}/round{turn}/{group}/cost.json",
+            *(f"{folder}/round{turn}/{group}/scores{n}.csv" for n in range(plan.sizes("round1")["shards"]) if turn > 1),
+        ]
+    ]
+
+
+def reward_plans(task, tuning=False):
+    """What the table says of each setting beside its results."""
+    return {folder.split("/")[2]: plan.for_table() for folder, plan in reward_seeds(task, tuning)}
 
 
 def shards_of(name, leaf):
@@ -48,6 +171,7 @@ def shards_of(name, leaf):
     return range(config["images"]["settings"][name][leaf]["shards"])
 
 
+TASKS_RUN = [task for task in TASKS if config[task]["run"]]
 IMAGE_SETTINGS = config["images"]["run"]
 
 
@@ -84,3 +208,13 @@ def timings_of(names):
 def images_folder(wildcards, input):
     """The folder of all image settings, from a table's inputs."""
     return str(Path(input.metrics[0]).parents[2])
+
+
+def results_folder(wildcards, input):
+    """The folder of all tasks of a scale, from the inputs of a table with rewards."""
+    return str(Path(input.metrics[0]).parents[3])
+
+
+def tables_folder(wildcards, input):
+    """The folder of all tasks of a scale, from finished tables."""
+    return str(Path(input.tables[0]).parents[1])

@@ -6,7 +6,7 @@ rule sample_chains:
         base="<results>/images/{setting}/base",
         correctors=collect(
             "<results>/images/{{setting}}/seed{{seed}}/correctors/{path}",
-            path=setting("corrector/paths"),
+            path=task_setting("corrector/paths"),
         ),
     output:
         samples="<results>/images/{setting}/seed{seed}/samples/shard{shard}.safetensors",
@@ -23,13 +23,13 @@ rule sample_chains:
         mem_mb=2000,
         runtime=720,
     params:
-        dequantisation=setting("data/dequantisation"),
-        paths=setting("corrector/paths"),
-        step_counts=setting("inversion/step_counts"),
-        corrector_steps=setting("corrector/step_counts"),
-        samples=setting("sampling/samples"),
-        batch_size=setting("sampling/batch_size"),
-        shards=setting("sampling/shards"),
+        points=task_setting("points"),
+        paths=task_setting("corrector/paths"),
+        step_counts=task_setting("inversion/step_counts"),
+        corrector_steps=task_setting("corrector/step_counts"),
+        samples=task_setting("sampling/samples"),
+        batch_size=task_setting("sampling/batch_size"),
+        shards=task_setting("sampling/shards"),
         precision=config["compute"]["precision"],
         compile=config["compute"]["compile"],
         code=code("sample_chains.py"),
@@ -56,9 +56,9 @@ rule train_features:
     params:
         checkpoint=f"{RESULTS}/images/{{setting}}/checkpoints/features.safetensors",
         seed=config["base_seed"],
-        dequantisation=setting("data/dequantisation"),
-        network=setting("features/network"),
-        training=setting("features/training"),
+        points=task_setting("points"),
+        network=task_setting("features/network"),
+        training=task_setting("features/training"),
         precision=config["compute"]["precision"],
         compile=config["compute"]["compile"],
         code=code("train_features.py"),
@@ -74,7 +74,7 @@ rule evaluate_samples:
             shard=shards_of(wildcards.setting, "sampling"),
         ),
         features=branch(
-            setting("features/extractor"),
+            task_setting("features/extractor"),
             cases={
                 "classifier": "<results>/images/{setting}/features",
                 "inception": "results/assets/inception",
@@ -94,10 +94,46 @@ rule evaluate_samples:
         mem_mb=2000,
         runtime=720,
     params:
-        extractor=setting("features/extractor"),
-        dequantisation=setting("data/dequantisation"),
-        batch_size=setting("sampling/batch_size"),
-        neighbours_of=setting("sampling/precision_recall_samples"),
+        extractor=task_setting("features/extractor"),
+        points=task_setting("points"),
+        batch_size=task_setting("sampling/batch_size"),
+        neighbours_of=task_setting("sampling/precision_recall_samples"),
         code=code("evaluate_samples.py"),
     script:
         "../scripts/evaluate_samples.py"
+
+
+rule evaluate_models:
+    input:
+        data="<results>/{task}/{setting}/data",
+        base="<results>/{task}/{setting}/base",
+        rollouts="<results>/{task}/{setting}/seed{seed}/round1/base/shard0.safetensors",
+        samples=final_shards,
+    output:
+        metrics="<results>/{task}/{setting}/seed{seed}/evaluation.json",
+        pictures=directory("<results>/{task}/{setting}/seed{seed}/pictures"),
+    log:
+        "<logs>/evaluate_models/{task}_{setting}_seed{seed}.log",
+    benchmark:
+        "<benchmarks>/evaluate_models/{task}_{setting}_seed{seed}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: config["compute"]["threads"]["default"]
+    resources:
+        gpu=config["compute"]["gpu"],
+        mem_mb=2000,
+        runtime=720,
+    params:
+        points=task_setting("points"),
+        sampler=task_setting("sampler"),
+        reward=task_setting("reward"),
+        reward_code=reward_code,
+        groups=lambda wildcards: {"base": ["base"], **plan_of(wildcards).groups},
+        cuts=of_plan("cuts"),
+        branched=task_setting("evaluation/branched"),
+        branches=task_setting("evaluation/branches"),
+        precision=config["compute"]["precision"],
+        compile=config["compute"]["compile"],
+        code=task_code("evaluate_models.py"),
+    script:
+        "../scripts/evaluate_models.py"

@@ -42,7 +42,7 @@ rule table_images:
             name: {
                 "chains": chain_plan(name),
                 "names": metric_names(name),
-                "dequantisation": config["images"]["settings"][name]["data"]["dequantisation"],
+                "dequantisation": config["images"]["settings"][name]["points"]["dequantisation"],
             }
             for name in IMAGE_SETTINGS
         },
@@ -85,10 +85,114 @@ rule figure_images:
         "../scripts/make_figure.py"
 
 
+rule table_molecules:
+    input:
+        metrics=reward_metrics("molecules"),
+        costs=reward_costs("molecules"),
+        published="config/published.yaml",
+    output:
+        csv=report(
+            "<results>/tables/molecules.csv",
+            caption="../report/table_molecules.rst",
+            category="Molecules",
+            labels={"kind": "table", "content": "metrics by method"},
+        ),
+        markdown="<results>/tables/molecules.md",
+        latex="<results>/tables/molecules.tex",
+        cost=report(
+            "<results>/tables/molecules_cost.csv",
+            caption="../report/cost_molecules.rst",
+            category="Molecules",
+            labels={"kind": "table", "content": "gradient steps, reward calls, seconds"},
+        ),
+        curve="<results>/tables/molecules_curve.csv",
+    log:
+        "<logs>/table_molecules.log",
+    benchmark:
+        "<benchmarks>/table_molecules.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=1000,
+        runtime=10,
+    params:
+        task="molecules",
+        folder=results_folder,
+        seeds={name: config["seeds"] for name in config["molecules"]["run"]},
+        settings=reward_plans("molecules"),
+        code=code("make_reward_table.py"),
+    script:
+        "../scripts/make_reward_table.py"
+
+
+use rule table_molecules as tune_molecules with:
+    input:
+        metrics=reward_metrics("molecules", tuning=True),
+        costs=reward_costs("molecules", tuning=True),
+        published="config/published.yaml",
+    output:
+        csv="<results>/tuning/molecules.csv",
+        markdown="<results>/tuning/molecules.md",
+        latex="<results>/tuning/molecules.tex",
+        cost="<results>/tuning/molecules_cost.csv",
+        curve="<results>/tuning/molecules_curve.csv",
+    log:
+        "<logs>/tune_molecules.log",
+    benchmark:
+        "<benchmarks>/tune_molecules.tsv"
+    params:
+        task="molecules",
+        folder=results_folder,
+        seeds={name: [chosen["tuning"]["seed"]] for name, chosen in config["molecules"]["settings"].items()},
+        settings=reward_plans("molecules", tuning=True),
+        code=code("make_reward_table.py"),
+
+
+rule figure_molecules:
+    input:
+        table="<results>/tables/molecules.csv",
+        curve="<results>/tables/molecules_curve.csv",
+        pictures=expand(
+            "<results>/molecules/{setting}/seed{seed}/pictures",
+            setting=config["molecules"]["run"],
+            seed=config["seeds"][0],
+        ),
+    output:
+        png=report(
+            "<results>/figures/molecules.png",
+            caption="../report/figure_molecules.rst",
+            category="Molecules",
+            labels={"kind": "figure", "content": "metrics, reward against reward calls, samples"},
+        ),
+        pdf="<results>/figures/molecules.pdf",
+    log:
+        "<logs>/figure_molecules.log",
+    benchmark:
+        "<benchmarks>/figure_molecules.tsv"
+    conda:
+        "../../envs/figures.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=1000,
+        runtime=10,
+    params:
+        settings=config["molecules"]["run"],
+        metrics=["molecule_stability", "atom_stability", "validity", "uniqueness", "novelty"],
+        reward={
+            name: config["molecules"]["settings"][name]["reward"]["function"] for name in config["molecules"]["run"]
+        },
+        code=code("make_reward_figure.py"),
+    script:
+        "../scripts/make_reward_figure.py"
+
+
 rule record_provenance:
     input:
-        table="<results>/tables/images.csv",
-        cost="<results>/tables/images_cost.csv",
+        tables=expand("<results>/tables/{task}.csv", task=TASKS_RUN),
+        costs=expand("<results>/tables/{task}_cost.csv", task=TASKS_RUN),
     output:
         report(
             "<results>/provenance.json",
@@ -109,8 +213,8 @@ rule record_provenance:
         runtime=10,
     params:
         benchmarks=f"{RESULTS}/benchmarks",
-        images=f"{RESULTS}/images",
-        settings=IMAGE_SETTINGS,
+        results=tables_folder,
+        settings={task: config[task]["run"] for task in TASKS_RUN},
         precision=config["compute"]["precision"],
         code=code("record_provenance.py"),
     script:
@@ -119,8 +223,9 @@ rule record_provenance:
 
 rule report:
     input:
-        rules.table_images.output,
-        rules.figure_images.output,
+        expand("<results>/tables/{task}.{suffix}", task=TASKS_RUN, suffix=["csv", "md", "tex"]),
+        expand("<results>/tables/{task}_cost.csv", task=TASKS_RUN),
+        expand("<results>/figures/{task}.{suffix}", task=TASKS_RUN, suffix=["png", "pdf"]),
         rules.record_provenance.output,
     output:
         "<results>/report.html",
@@ -138,9 +243,10 @@ rule report:
     params:
         python=sys.executable,
         configfiles=[os.path.relpath(path) for path in workflow.configfiles],
+        targets=[f"{kind}_{task}" for task in TASKS_RUN for kind in ("table", "figure")],
     shell:
         "{params.python:q} -m snakemake --nolock --cores 1 --configfile {params.configfiles:q} --report {output:q} "
-        "-- table_images figure_images record_provenance > {log:q} 2>&1"
+        "-- {params.targets:q} record_provenance > {log:q} 2>&1"
 
 
 rule measure_speed:
@@ -158,15 +264,31 @@ rule measure_speed:
         mem_mb=2000,
         runtime=30,
     params:
-        network=setting("base/network"),
-        channels=setting("data/channels"),
-        image_size=setting("data/image_size"),
-        batch_size=setting("sampling/batch_size"),
+        network=task_setting("base/network"),
+        channels=task_setting("points/channels"),
+        image_size=task_setting("points/image_size"),
+        batch_size=task_setting("sampling/batch_size"),
         precision=config["compute"]["precision"],
         compile=config["compute"]["compile"],
         code=code("measure_speed.py"),
     script:
         "../scripts/measure_speed.py"
+
+
+rule tune:
+    input:
+        "<results>/tuning/molecules.md",
+    log:
+        "<logs>/tune.log",
+    conda:
+        "../../envs/data.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=100,
+        runtime=5,
+    shell:
+        "cat {input:q} | tee {log:q}"
 
 
 rule benchmarks:

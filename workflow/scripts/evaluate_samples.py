@@ -15,7 +15,7 @@ from graft.tasks.images import Images, load_images
 
 
 def main(job):
-    compute, task, seed = compute_of(job), Images(job.params.dequantisation), int(job.wildcards.seed)
+    compute, task, seed = compute_of(job), Images(**job.params.points), int(job.wildcards.seed)
     features = FeatureSpace(job.params.extractor, Path(job.input.features), compute, job.params.batch_size)
     data = load_images(job.input.data)
     # The model's data are the dequantised ones, so they are the reference, through the same decoding as samples.

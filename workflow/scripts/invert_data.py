@@ -10,7 +10,7 @@ from graft.inversion import invert
 from graft.jobs import compute_of, run
 from graft.networks.flows import load_network, velocity_of
 from graft.progress import progress
-from graft.sampling import Stage, sample
+from graft.sampling import flow_stage, sample
 from graft.seeding import Draw, chunked_normal
 from graft.shards import shard_batches, write_tensors
 from graft.tasks.images import Images, load_images
@@ -20,7 +20,7 @@ CHECKED = 256
 
 
 def main(job):
-    compute, task, params = compute_of(job), Images(job.params.dequantisation), job.params
+    compute, task, params = compute_of(job), Images(**job.params.points), job.params
     seed, shard = int(job.wildcards.seed), int(job.wildcards.shard)
     images = load_images(job.input.data)
     velocity = velocity_of(load_network(job.input.base).to(compute.device))
@@ -31,7 +31,7 @@ def main(job):
         return invert(x.to(compute.device), velocity, steps, params.tolerance, params.max_iterations)
 
     def forward(noise, steps):
-        return sample(noise.to(compute.device), [Stage(velocity, steps)])
+        return sample(noise.to(compute.device), [flow_stage(velocity, steps)])
 
     tensors, summary = {}, {}
     for steps in params.step_counts:
@@ -78,7 +78,7 @@ def check_convergence(error, steps, params):
             f"inversion: {share:.1%} of the samples did not converge at {steps} steps, more than the configured "
             f"{params.max_unconverged:.1%}; worst at step {step} of 0 to {steps - 1} (t = {1 - step / steps:.3g}), "
             f"where their median relative error is {error[missed[:, step], step].median().item():.1e} against a "
-            f"tolerance of {params.tolerance:.1e}; raise data.dequantisation, inversion.max_iterations or step_counts"
+            f"tolerance of {params.tolerance:.1e}; raise points.dequantisation, inversion.max_iterations or step_counts"
         )
 
 

@@ -65,7 +65,7 @@ def values_of(job, name, plan):
 def costs_of(job, name, plan):
     """A row for each chain: seconds an image over seeds, and how fast its networks were trained."""
     folder = Path(job.params.folder) / name
-    base = read_json(folder / "base_timing.json")["images_per_second"]
+    base = read_json(folder / "base_timing.json")["samples_per_second"]
     sampled = [
         pd.Series(read_json(path)["seconds_per_image"])
         for seed in job.params.seeds

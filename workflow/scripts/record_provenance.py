@@ -3,7 +3,7 @@
 import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +20,7 @@ PACKAGES = ["snakemake", "torch", "torchvision", "diffusers", "torch-fidelity", 
 def main(job):
     compute = compute_of(job)
     peak = matmul_flops_per_second(compute)
+    results, images = Path(job.params.results), job.params.settings.get("images", [])
     record = {
         "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git("rev-parse", "HEAD"),
@@ -31,18 +32,28 @@ def main(job):
             "measured_peak_flops_per_second": peak,
             "precision": job.params.precision,
         },
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **versions(PACKAGES)},
         "seeds": job.config["seeds"],
         "rule_seconds": rule_seconds(Path(job.params.benchmarks)),
-        "assets": {name: read_json(Path(job.params.images) / name / "data/data.json") for name in job.params.settings},
-        "inversion": {name: inversions(Path(job.params.images) / name) for name in job.params.settings},
+        "assets": {
+            f"{task}/{name}": read_json(results / task / name / "data/data.json")
+            for task, names in job.params.settings.items()
+            for name in names
+        },
+        "inversion": {name: inversions(results / "images" / name) for name in images},
         "throughput": {
-            name: throughput(Path(job.params.images) / name, pd.read_csv(job.input.cost), peak)
-            for name in job.params.settings
+            name: throughput(results / "images" / name, pd.read_csv(results / "tables/images_cost.csv"), peak)
+            for name in images
         },
         "config": job.config,
     }
     write_json(job.output[0], record)
+
+
+def versions(packages):
+    """Versions of those packages that this environment has."""
+    installed = {distribution.name: distribution.version for distribution in distributions()}
+    return {name: installed[name] for name in packages if name in installed}
 
 
 def git(*arguments):
@@ -53,7 +64,8 @@ def git(*arguments):
 
 def rule_seconds(folder):
     """Wall-clock seconds and largest resident memory of each rule's jobs, from Snakemake's benchmarks."""
-    jobs = pd.concat([pd.read_csv(path, sep="\t").assign(rule=path.parent.name) for path in folder.glob("*/*.tsv")])
+    rules = {path: path.stem if path.parent == folder else path.parent.name for path in folder.rglob("*.tsv")}
+    jobs = pd.concat([pd.read_csv(path, sep="\t").assign(rule=rule) for path, rule in rules.items()])
     jobs["max_rss"] = pd.to_numeric(jobs["max_rss"], errors="coerce").fillna(0)
     grouped = jobs.groupby("rule")
     return {
@@ -70,7 +82,7 @@ def inversions(folder):
 def throughput(folder, costs, peak):
     """Base training and sampling, in images a second and as a share of the measured peak (MFU)."""
     rate, flops = (
-        read_json(folder / "base_timing.json")["images_per_second"],
+        read_json(folder / "base_timing.json")["samples_per_second"],
         count_flops(load_network(folder / "base")),
     )
     base = costs[(costs["setting"] == folder.name) & (costs["method"] == "base")]

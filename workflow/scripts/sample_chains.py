@@ -10,14 +10,14 @@ from graft.jobs import compute_of, run
 from graft.networks.flows import count_flops, load_network, point_shape, velocity_of
 from graft.noise_correction import chains
 from graft.progress import progress
-from graft.sampling import Stage, sample
+from graft.sampling import Stage, flow_stage, sample
 from graft.seeding import Draw, chunked_normal
 from graft.shards import shard_batches, write_tensors
 from graft.tasks.images import Images
 
 
 def main(job):
-    compute, task, params = compute_of(job), Images(job.params.dequantisation), job.params
+    compute, task, params = compute_of(job), Images(**job.params.points), job.params
     seed, shard = int(job.wildcards.seed), int(job.wildcards.shard)
     base = load_network(job.input.base)
     correctors = {
@@ -36,7 +36,7 @@ def main(job):
         networks = [(base, chain.base_steps)]
         if chain.path:
             networks.insert(0, (correctors[chain.path, chain.base_steps], chain.corrector_steps))
-        stages = [Stage(velocities[network], steps) for network, steps in networks]
+        stages = [flow_stage(velocities[network], steps) for network, steps in networks]
         tensors[chain.name], timing[chain.name] = draw(noises, stages, task, compute, chain.name)
         costs[chain.name] = {
             "flops_per_image": sum(steps * flops[network] for network, steps in networks),
@@ -48,7 +48,9 @@ def main(job):
 
 def draw(noises, stages, task, compute, name):
     """uint8 images of a chain (n, C, H, W) and the seconds that one image took."""
-    sample(noises[0].to(compute.device), [Stage(stage.velocity, 1) for stage in stages])  # compiles, warms caches
+    sample(
+        noises[0].to(compute.device), [Stage(stage.update, stage.times[:2]) for stage in stages]
+    )  # compiles, warms caches
     compute.synchronize()
     start = time.monotonic()
     images = [task.decode(sample(noise.to(compute.device), stages)).cpu() for noise in progress(noises, name)]

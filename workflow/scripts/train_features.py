@@ -18,7 +18,7 @@ CALIBRATION = 4096
 
 
 def main(job):
-    folder, compute, task = Path(job.output[0]), compute_of(job), Images(job.params.dequantisation)
+    folder, compute, task = Path(job.output[0]), compute_of(job), Images(**job.params.points)
     if not read_json(Path(job.input.data) / "data.json")["classes"]:
         raise UserError(f"{job.input.data}: no labels to train a classifier on; set features.extractor to inception")
     images, labels = load_images(job.input.data), load_images(job.input.data, "labels")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,18 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
+from jsonschema.validators import extend
 
 from graft.errors import UserError
+from graft.tasks import TASKS
+
+# JSON Schema counts 500.0 as an integer; range() does not.
+Validator = extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    ),
+)
 
 
 def check_config(config: dict[str, Any], schema: Path) -> None:
@@ -19,7 +30,7 @@ def check_config(config: dict[str, Any], schema: Path) -> None:
 
     Raises UserError listing every mistake as `key.path: what is wrong`; an unknown key names the nearest known one.
     """
-    validator = Draft202012Validator(yaml.safe_load(schema.read_text()))
+    validator = Validator(yaml.safe_load(schema.read_text()))
     errors = sorted(validator.iter_errors(config), key=lambda error: list(map(str, error.absolute_path)))
     lines = [line for error in errors for line in _lines(error)]
     if lines:
@@ -27,16 +38,61 @@ def check_config(config: dict[str, Any], schema: Path) -> None:
 
 
 def check_references(config: dict[str, Any], assets: dict[str, Any]) -> None:
-    """Check what a schema cannot: names that refer to one another. Raises UserError."""
-    images = config["images"]
-    for name in images["run"]:
-        if name not in images["settings"]:
-            raise UserError(f"images.run: no setting is called {name!r}{_nearest(name, images['settings'])}")
-        asset = images["settings"][name]["data"]["asset"]
-        if asset not in assets:
+    """Check what a schema cannot: values that refer to one another, of the settings that run. Raises UserError."""
+    for task in TASKS:
+        settings = config[task]["settings"]
+        for name in config[task]["run"]:
+            if name not in settings:
+                raise UserError(f"{task}.run: no setting is called {name!r}{_nearest(name, settings)}")
+            place, asset = f"{task}.settings.{name}", settings[name]["data"]["asset"]
+            if asset not in assets:
+                raise UserError(f"{place}.data.asset: {asset!r} is not in {config['assets']}{_nearest(asset, assets)}")
+            if "methods" in settings[name]:
+                _check_rewards(place, settings[name], config["seeds"])
+
+
+def _check_rewards(place: str, setting: dict[str, Any], seeds: list[int]) -> None:
+    """Check a setting whose samples have rewards."""
+    if setting["tuning"]["seed"] in seeds:
+        raise UserError(f"{place}.tuning.seed: is among seeds, but what tunes a method must not measure it")
+    batch_size, rollouts = setting["sampler"]["batch_size"], setting["rollouts"]
+    for block in ("rollouts", "evaluation"):
+        shards, batches = setting[block]["shards"], math.ceil(setting[block]["samples"] / batch_size)
+        if shards > batches:
             raise UserError(
-                f"images.settings.{name}.data.asset: {asset!r} is not in {config['assets']}{_nearest(asset, assets)}"
+                f"{place}.{block}.shards: {shards} shards of {batches} batches leave some empty; lower it, or "
+                "sampler.batch_size"
             )
+    # What graft.shards.shard_batches gives to the first shard, whose snapshots are continued.
+    first = math.ceil(math.ceil(rollouts["samples"] / batch_size) / rollouts["shards"]) * batch_size
+    first, branched = min(first, rollouts["samples"]), setting["evaluation"]["branched"]
+    if branched > first:
+        raise UserError(f"{place}.evaluation.branched: {branched} is more than the {first} rollouts of the first shard")
+    for name, method in setting["methods"].items():
+        check = _check_policy_gradient if "iterations" in method else _check_rejection
+        check(f"{place}.methods.{name}", method, setting)
+
+
+def _check_rejection(place: str, method: dict[str, Any], setting: dict[str, Any]) -> None:
+    # Here and not above: SciPy takes 0.3 s, which images alone need not wait for.
+    from graft.rejection import rule_from
+
+    cut, steps = method["cut"], setting["sampler"]["steps"]
+    if abs(cut * steps - round(cut * steps)) > 1e-9:
+        raise UserError(f"{place}.cut: {cut} of {steps} sampler steps is no whole number of steps")
+    if method["rule"] is not None:
+        try:
+            rule_from(method["rule"])
+        except UserError as error:
+            raise UserError(f"{place}.rule: {error}") from error
+
+
+def _check_policy_gradient(place: str, method: dict[str, Any], setting: dict[str, Any]) -> None:
+    iterations, samples = method["iterations"], setting["rollouts"]["samples"]
+    if samples % iterations:
+        raise UserError(f"{place}.iterations: {iterations} does not divide rollouts.samples = {samples}")
+    if setting["sampler"]["eta"] == 0:
+        raise UserError(f"{place}: DDPO learns from random steps; raise sampler.eta above 0 or leave the method out")
 
 
 def _lines(error: ValidationError) -> Iterator[str]:
@@ -45,6 +101,11 @@ def _lines(error: ValidationError) -> Iterator[str]:
         known = error.schema.get("properties", {})
         for key in sorted(set(error.instance) - set(known)):
             yield f"{place}: unknown key {key!r}{_nearest(key, known)}"
+    elif "propertyNames" in error.absolute_schema_path:
+        yield (
+            f"{place}: {error.instance!r} is no name here: letters, digits and _, a letter first, and neither base nor "
+            "a word for a missing value (nan, null, none)"
+        )
     elif error.validator == "type" and isinstance(error.instance, str) and _is_number(error.instance):
         yield f"{place}: {error.instance!r} is text in YAML; write it with a decimal point, as 1.0e-6"
     else:

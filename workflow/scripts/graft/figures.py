@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -109,6 +110,73 @@ def _strip(samples: TensorFile, chain: Chain) -> np.ndarray:
 def _title(chain: Chain) -> str:
     label = STYLES[chain.method]["label"]
     return f"{label}\n{chain.base_steps}" + (f"+{chain.corrector_steps}" if chain.path else "") + " steps"
+
+
+COLOURS = ["#444444", "#999999", "#0072b2", "#56b4e9", "#009e73", "#8fce9c", "#e69f00", "#d55e00", "#cc79a7", "#f0e442"]
+MARKERS = "oosDvv^^P*"
+
+
+def method_style(methods: Sequence[str], method: str) -> dict[str, str]:
+    """Colour and marker of a method among the methods of a table."""
+    place = list(methods).index(method)
+    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "label": method}
+
+
+def draw_metrics(axes: Axes, rows: pd.DataFrame, metrics: Sequence[str]) -> None:
+    """Each metric's mean with its standard error, methods side by side. rows: one setting of the tidy table."""
+    axes.set_title(f"{rows['setting'].iloc[0]}: metrics of samples", loc="left")
+    methods = list(dict.fromkeys(rows["method"]))
+    for number, method in enumerate(methods):
+        found = rows[rows["method"] == method].set_index("metric").loc[list(metrics)]
+        places = np.arange(len(metrics)) + 0.8 * ((number + 0.5) / len(methods) - 0.5)
+        axes.errorbar(
+            places,
+            found["mean"],
+            found["stderr"],
+            linestyle="none",
+            capsize=2,
+            markersize=4,
+            **method_style(methods, method),
+        )
+    axes.set_xticks(range(len(metrics)), [name.replace("_", " ") for name in metrics], fontsize=8)
+    axes.set(ylabel="share, higher is better")
+    axes.grid(alpha=0.25, axis="y")
+
+
+def draw_reward_calls(axes: Axes, curve: pd.DataFrame, reward: str) -> None:
+    """Mean reward with its standard error over seeds against reward calls spent, one curve a method."""
+    axes.set_title("reward against reward calls", loc="left")
+    methods = ["base", *dict.fromkeys(curve["method"])]
+    for method in methods[1:]:
+        points = curve[curve["method"] == method].groupby("reward_calls")["reward"].agg(["mean", "sem"])
+        axes.errorbar(
+            points.index,
+            points["mean"],
+            points["sem"],
+            capsize=2,
+            markersize=4,
+            linewidth=1,
+            **method_style(methods, method),
+        )
+    axes.set(xlabel="reward calls", ylabel=f"mean reward ({reward})")
+    axes.legend(fontsize=7)
+    axes.grid(alpha=0.25)
+
+
+def draw_pictures(axes: Axes, rows: pd.DataFrame, folder: str | os.PathLike) -> None:
+    """Samples from the same noises: the base's, the control's and those of the method with the highest reward."""
+    from matplotlib import pyplot
+
+    rewards = rows[rows["metric"] == "reward"].set_index("method")["mean"]
+    shown = list(dict.fromkeys(["base", *rewards.index.intersection(["self"]), rewards.idxmax()]))
+    strips = [pyplot.imread(os.path.join(folder, f"{method}.png")) for method in shown]
+    axes.imshow(np.concatenate(strips), aspect="equal")
+    height = strips[0].shape[0]
+    axes.set_yticks([height * (i + 0.5) for i in range(len(shown))], shown, fontsize=8)
+    axes.set_xticks([])
+    axes.set_title("samples from the same noises", loc="left", fontsize=9)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
 
 
 def save(figure: Figure, png: str | os.PathLike, pdf: str | os.PathLike) -> None:

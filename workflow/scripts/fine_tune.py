@@ -1,0 +1,87 @@
+"""Fine-tune each method of a group: on its accepted snapshots, or by policy gradient."""
+
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from graft.files import write_json
+from graft.fine_tuning import PolicyGradient, PolicySettings, tune_on_snapshots
+from graft.jobs import compute_of, identity_of, run, task_of
+from graft.rewards import check_failures
+from graft.rollouts import SamplerSettings
+from graft.seeding import Draw
+from graft.shards import ShardedTensor, TensorFile
+from graft.tables import write_csv
+from graft.training import TrainingSettings
+
+
+def main(job):
+    task, compute, folder = task_of(job), compute_of(job), Path(job.output.tuned)
+    selected, costs = pd.read_csv(job.input.selected), {}
+    for name, method in job.params.methods.items():
+        start = job.input.base if not job.input.previous else Path(job.input.previous[0]) / name
+        network, started = task.load_network(start).requires_grad_(True), time.monotonic()
+        tune = by_rejection if "rule" in method else by_policy_gradient
+        costs[name] = tune(job, task, compute, name, method, network, selected[selected["method"] == name])
+        compute.synchronize()
+        costs[name]["seconds"] = time.monotonic() - started
+        network.save_pretrained(folder / name)
+    write_json(job.output.cost, costs)
+    for checkpoint in Path(job.params.checkpoints).glob("*.safetensors"):
+        checkpoint.unlink()
+
+
+def by_rejection(job, task, compute, name, method, network, rows):
+    """GRAFT, P-GRAFT and the control: denoise towards the accepted snapshots at the method's cut."""
+    sampler, source = SamplerSettings(**job.params.sampler), "base" if int(job.wildcards.round) == 1 else name
+    cut = sampler.index(method["cut"])
+    chosen = torch.tensor(rows["index"].to_numpy())
+    names = TensorFile(job.input.samples[0]).group("condition")
+    condition = {key: ShardedTensor(job.input.samples, f"condition.{key}")[chosen] for key in names}
+    log = tune_on_snapshots(
+        task,
+        network,
+        ShardedTensor(job.input.samples, f"{source}.step{cut}")[chosen],
+        sampler.time(cut),
+        condition,
+        TrainingSettings(**job.params.training, learning_rate=method["learning_rate"]),
+        seed=int(job.wildcards.seed),
+        run=int(job.wildcards.round),
+        compute=compute,
+        checkpoint=Path(job.params.checkpoints) / f"{name}.safetensors",
+        identity=identity_of(job),
+    )
+    write_csv(Path(job.output.tuned) / name / "training.csv", log.curve)
+    accepted = {"accepted": len(rows), **task.describe(condition)}
+    return {"gradient_steps": job.params.training["steps"], "reward_calls": job.params.rollouts, **accepted}
+
+
+def by_policy_gradient(job, task, compute, name, method, network, _):
+    """DDPO, with as many reward calls as the others."""
+    count = job.params.rollouts // method["iterations"]
+    settings = PolicySettings(**method, rollouts=count, ema_decay=job.params.training["ema_decay"])
+    seed, turn = int(job.wildcards.seed), int(job.wildcards.round)
+
+    def draw_condition(iteration):
+        return task.conditions(job.input.data, seed, Draw.CONDITION, Draw.POLICY, turn, iteration, start=0, stop=count)
+
+    def reward(x_0, condition):
+        samples = task.decode(x_0.cpu(), {key: value.cpu() for key, value in condition.items()})
+        rewards = task.rewards(samples, job.params.reward["function"])
+        check_failures(rewards, job.params.reward["max_failed"])
+        return torch.from_numpy(rewards)
+
+    policy = PolicyGradient(
+        task, network, draw_condition, reward, settings, SamplerSettings(**job.params.sampler), seed, turn, compute
+    )
+    curve = policy.train(Path(job.params.checkpoints) / f"{name}.safetensors", identity_of(job))
+    write_csv(Path(job.output.tuned) / name / "training.csv", curve)
+    return {
+        "gradient_steps": method["iterations"] * method["gradient_steps"],
+        "reward_calls": count * method["iterations"],
+    }
+
+
+run(main, snakemake)

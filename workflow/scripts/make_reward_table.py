@@ -1,0 +1,142 @@
+"""Table of a task with rewards: metrics of every method, gains over base and self, what each cost."""
+
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from graft.files import read_json
+from graft.jobs import run
+from graft.tables import COLUMNS, gains, summarise, with_published, write_csv, write_layouts
+
+KEYS = ["task", "setting", "method", "metric", "better"]
+HIGHER = "higher"
+EXTRAS = ["cut", "deduplicated", "fixed_share", "eta", "rounds", "reward_calls", "accepted", "mean_atoms"]
+"""Notes that stand beside the metrics where people read the table."""
+
+
+def main(job):
+    values = pd.DataFrame([row for name in job.params.settings for row in values_of(job, name)])
+    costs = pd.DataFrame([row for name in job.params.settings for row in costs_of(job, name)])
+    table = summarise(values, [*KEYS, "samples"])
+    table = table.merge(gains(values, KEYS, ["base", "self"]), on=KEYS)
+    notes = pd.DataFrame([row for name in job.params.settings for row in notes_of(job, name, costs)])
+    table = table.merge(notes, on=["setting", "method"], how="left")
+    with open(job.input.published) as file:
+        published = [entry for entry in yaml.safe_load(file) if entry["task"] == job.params.task]
+    table = with_published(table, published, KEYS[:4])
+    write_csv(job.output.csv, table[COLUMNS + [column for column in table if column not in COLUMNS]])
+    rewards = table[table["metric"] == "reward"].set_index(["setting", "method"])
+    shown = {}
+    for control in ("base", "self"):
+        shown[f"reward over {control}"] = [
+            gain_text(rewards.loc[tuple(key)], control) for key in zip(table["setting"], table["method"], strict=True)
+        ]
+    extras = [name for name in EXTRAS if name in table]
+    laid_out = table.assign(ranked=True, **shown, **{name: table[name].map(note_text) for name in extras})
+    write_layouts(
+        job.output.markdown,
+        job.output.latex,
+        table=laid_out,
+        index=["setting", "method", *extras, *shown],
+        contest=["setting"],
+    )
+    write_csv(job.output.cost, costs)
+    write_csv(job.output.curve, pd.DataFrame([row for name in job.params.settings for row in curve_of(job, name)]))
+
+
+def note_text(value):
+    """A note of a row as people read it."""
+    if pd.isna(value):
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def gain_text(row, control):
+    """A paired gain with its standard error, nothing for the control itself."""
+    mean, error = row[f"over_{control}"], row[f"over_{control}_stderr"]
+    if row.name[1] == control or pd.isna(mean):
+        return ""
+    return f"{mean:+.3g}" if pd.isna(error) else f"{mean:+.3g} ± {error:.1g}"
+
+
+def folders(job, name):
+    """(seed, folder) of a setting's seeds."""
+    root = Path(job.params.folder) / job.params.task / name
+    return [(seed, root / f"seed{seed}") for seed in job.params.seeds[name]]
+
+
+def values_of(job, name):
+    """A row for each seed, model and metric of a setting."""
+    for seed, folder in folders(job, name):
+        models = read_json(folder / "evaluation.json")["models"]
+        for method in ["base", *job.params.settings[name]["methods"]]:
+            found = models[method]
+            for metric, value in found["metrics"].items():
+                row = {"task": job.params.task, "setting": name, "method": method, "metric": metric, "better": HIGHER}
+                yield {**row, "seed": seed, "samples": found["samples"], "value": value}
+
+
+def notes_of(job, name, costs):
+    """What stands beside each method of a setting: its cut and rule, what the cut fixes, what it accepted."""
+    plan = job.params.settings[name]
+    shares = pd.DataFrame([read_json(folder / "evaluation.json")["fixed_share"] for _, folder in folders(job, name)])
+    shared = {"setting": name, "eta": plan["eta"], "rounds": plan["rounds"]}
+    yield {**shared, "method": "base", "reward_calls": 0, "rounds": 0}
+    for method, settings in plan["methods"].items():
+        cut, spent = settings.get("cut"), costs[(costs["setting"] == name) & (costs["method"] == method)]
+        means = spent.groupby("seed")[["reward_calls"]].sum().mean()
+        kept = spent.drop(columns=["seed", "round", "seconds", "gradient_steps", "reward_calls"]).mean(
+            numeric_only=True
+        )
+        yield {
+            **shared,
+            "method": method,
+            "cut": cut,
+            "deduplicated": settings.get("deduplicate"),
+            "fixed_share": None if cut is None else shares[f"{cut:g}"].astype(float).mean(),
+            "reward_calls": means["reward_calls"],
+            **kept,
+        }
+
+
+def costs_of(job, name):
+    """A row for each seed, round and method: gradient steps, reward calls, seconds of fine-tuning on the device."""
+    plan = job.params.settings[name]
+    for seed, folder in folders(job, name):
+        for turn, group in product(range(1, plan["rounds"] + 1), plan["groups"]):
+            for method, cost in read_json(folder / f"round{turn}" / group / "cost.json").items():
+                yield {"task": job.params.task, "setting": name, "method": method, "seed": seed, "round": turn, **cost}
+
+
+def curve_of(job, name):
+    """Points (reward calls spent, mean reward) of each method and seed, from before any to after the last."""
+    plan = job.params.settings[name]
+    for seed, folder in folders(job, name):
+        models = read_json(folder / "evaluation.json")["models"]
+        for method in plan["methods"]:
+            for calls, reward in points_of(plan, folder, method, models):
+                row = {"task": job.params.task, "setting": name, "method": method, "seed": seed}
+                yield {**row, "reward_calls": calls, "reward": reward}
+
+
+def points_of(plan, folder, method, models):
+    """The base's reward, that of the rollouts of every later round, and the final samples'."""
+    yield 0, models["base"]["metrics"]["reward"]
+    spent = plan["samples"]
+    for turn in range(1, plan["rounds"] + 1):
+        (group,) = (group for group in plan["groups"] if (folder / f"round{turn}" / group / "tuned" / method).exists())
+        curve = pd.read_csv(folder / f"round{turn}" / group / "tuned" / method / "training.csv")
+        if "reward_calls" in curve:
+            # An iteration's rollouts are drawn by the policy of before its gradient steps.
+            before = curve["reward_calls"].shift(fill_value=0) + (turn - 1) * spent
+            yield from list(zip(before, curve["reward"], strict=True))[1:]
+        if turn < plan["rounds"]:
+            paths = [folder / f"round{turn + 1}" / group / f"scores{shard}.csv" for shard in range(plan["shards"])]
+            scores = pd.concat([pd.read_csv(path) for path in paths])
+            yield turn * spent, scores.loc[scores["model"] == method, "reward"].mean()
+    yield plan["rounds"] * spent, models[method]["metrics"]["reward"]
+
+
+run(main, snakemake)
