@@ -1,6 +1,7 @@
 """Record what a table came from: machine, versions, commit, seeds, configuration, times, throughput."""
 
 import platform
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import distributions
@@ -57,7 +58,9 @@ def versions(packages):
 
 
 def git(*arguments):
-    """What a git command prints, or None outside a repository."""
+    """What a git command prints, or None outside a repository and where there is no git."""
+    if shutil.which("git") is None:
+        return None
     done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 
