@@ -16,7 +16,6 @@ REPOSITORY = Path(__file__).parents[1]
 
 TINY_TRAINING = {"steps": 8, "batch_size": 32, "learning_rate": 1e-3, "ema_decay": 0.9}
 DEFAULTS = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text())
-TINY_REJECTION = {"rule": {"type": "Threshold", "c": 0.0}}
 TINY_DDPO = {"iterations": 2, "gradient_steps": 2, "batch_size": 32}
 TINY = {
     "seeds": [0],
@@ -45,13 +44,12 @@ TINY = {
                     "training": TINY_TRAINING,
                 },
                 "sampler": {"steps": 4, "batch_size": 64},
-                # Of a base that knows nothing yet no molecule is stable.
-                "reward": {"function": "qed"},
                 "rollouts": {"samples": 128},
                 "fine_tuning": {"training": {"steps": 4, "batch_size": 32}},
                 "methods": {
-                    name: TINY_DDPO if "iterations" in method else TINY_REJECTION if method["rule"] else {}
+                    name: TINY_DDPO
                     for name, method in DEFAULTS["molecules"]["settings"]["enumerated"]["methods"].items()
+                    if "iterations" in method
                 },
                 "evaluation": {"samples": 64, "branched": 16, "branches": 2},
             }

@@ -46,8 +46,14 @@ class Compute:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def compile(self, module: Module) -> Module:
-        """The module compiled, or itself."""
-        return torch.compile(module) if self.compiled else module
+        """The module compiled, or itself.
+
+        On a GPU its kernels are launched as one CUDA graph: for networks as small as ours the launches take longer than
+        the kernels. What a call returns is overwritten by the next call, so use it up or copy it before.
+        """
+        if not self.compiled:
+            return module
+        return torch.compile(module, mode="reduce-overhead" if self.device.type == "cuda" else "default")
 
     def synchronize(self) -> None:
         """Wait until the device has done what was asked of it."""

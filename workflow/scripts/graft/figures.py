@@ -144,9 +144,11 @@ def draw_metrics(axes: Axes, rows: pd.DataFrame, metrics: Sequence[str]) -> None
 
 
 def draw_reward_calls(axes: Axes, curve: pd.DataFrame, reward: str) -> None:
-    """Mean reward with its standard error over seeds against reward calls spent, one curve a method."""
+    """Mean reward and standard error over seeds against reward calls, a curve a method; dashed, the base's."""
     axes.set_title("reward against reward calls", loc="left")
     methods = ["base", *dict.fromkeys(curve["method"])]
+    base = curve.loc[curve["reward_calls"] == 0, "reward"].mean()
+    axes.axhline(base, linestyle="--", linewidth=1, **{**method_style(methods, "base"), "marker": None})
     for method in methods[1:]:
         points = curve[curve["method"] == method].groupby("reward_calls")["reward"].agg(["mean", "sem"])
         axes.errorbar(

@@ -140,12 +140,15 @@ class TrainingState:
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, math.ceil(settings.steps / 20), settings.steps)
         self.ema = EMAModel(self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
         self.curve: list[dict[str, float]] = []
+        # Gradients keep their memory: what a CUDA graph returns is overwritten by its next run, so it is added up here.
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
 
     def advance(self) -> None:
         """One optimiser step on the gradients in place."""
         nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=False)
         self.schedule.step()
         self.ema.step(self.parameters)
 

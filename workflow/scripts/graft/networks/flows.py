@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from graft.compute import Compute
 from graft.errors import UserError
+from graft.networks import LOADING
 from graft.networks.mlp import ResidualMLP
 from graft.sampling import Velocity
 from graft.seeding import drawn_weights
@@ -46,7 +47,7 @@ def load_network(folder: str | Path, shape: tuple[int, ...] | None = None) -> Fl
     """
     try:
         name = UNet2DModel.load_config(folder, local_files_only=True)["_class_name"]
-        network = CLASSES[name].from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        network = CLASSES[name].from_pretrained(folder, **LOADING)
     except (OSError, KeyError, ValueError) as error:
         known = " or ".join(CLASSES)
         raise UserError(f"{folder}: no {known} with safetensors weights, saved by diffusers ({error})") from error

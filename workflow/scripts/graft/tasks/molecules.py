@@ -21,6 +21,7 @@ from graft import molecule_formats
 from graft.errors import UserError
 from graft.metrics.bond_table import ATOMIC_NUMBER
 from graft.metrics.molecules import canonical_smiles, rdkit_molecules, stability, summary
+from graft.networks import LOADING
 from graft.networks.set_transformer import SetTransformer
 from graft.objectives import denoising, stratified_times
 from graft.paths import StraightPath
@@ -85,9 +86,7 @@ class Molecules:
     def load_network(self, folder: str | Path) -> SetTransformer:
         """A `SetTransformer` saved by `save_pretrained`. Raises UserError if there is none, or one of another shape."""
         try:
-            network, loading = SetTransformer.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
+            network, loading = SetTransformer.from_pretrained(folder, **LOADING, output_loading_info=True)
         # What diffusers raises for no model, another class, other sizes than the weights'.
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
@@ -205,7 +204,7 @@ class Molecules:
         return set(canonical_smiles(positions, numbers, numbers > 0)) - {None}
 
     def picture(self, molecules: Cloud, count: int) -> Image:
-        """The first molecules as drawn formulas side by side, with what they are; an invalid one is left blank."""
+        """The first molecules as drawn formulas side by side, with what they are; an invalid one is a star."""
         try:
             from rdkit.Chem.Draw import MolsToGridImage
         except ImportError as error:  # RDKit's drawing needs libXrender, which computing nodes often lack
@@ -213,13 +212,13 @@ class Molecules:
             return new_image("RGB", (150 * count, 150), "white")
         few = Cloud(*(part[:count] for part in molecules))
         stable = stability(*few)[1].tolist()
-        drawn = [molecule or Chem.MolFromSmiles("") for molecule in rdkit_molecules(*few)]
-        valid = [molecule.GetNumAtoms() > 0 for molecule in drawn]
+        drawn = list(rdkit_molecules(*few))
         captions = [
-            "stable" if good else "unstable" if sound else "invalid" for good, sound in zip(stable, valid, strict=True)
+            "stable" if good else "unstable" if molecule else "invalid"
+            for good, molecule in zip(stable, drawn, strict=True)
         ]
         with rdBase.BlockLogs():
-            flat = [Chem.RemoveHs(molecule, sanitize=False) for molecule in drawn]
+            flat = [Chem.RemoveHs(molecule or Chem.MolFromSmiles("*"), sanitize=False) for molecule in drawn]
             for molecule in flat:
                 rdDepictor.Compute2DCoords(molecule)
             return MolsToGridImage(flat, molsPerRow=count, subImgSize=(150, 150), legends=captions)
