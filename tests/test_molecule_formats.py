@@ -102,6 +102,12 @@ def test_packed_molecules_come_in_the_order_of_their_indices(tmp_path):
     assert READERS["qm9_npz"](tmp_path, HCNO, 4).atomic_numbers[:, 0].tolist() == [1, 6, 8]
 
 
+def test_packed_molecules_do_not_stand_for_those_with_fluorine(tmp_path):
+    write_npz(tmp_path)
+    with pytest.raises(UserError, match="packed without molecules of F"):
+        READERS["qm9_npz"](tmp_path, [*HCNO, "F"], 4)
+
+
 def replaced(old, new):
     """QM9's files, with `new` for `old` in the third molecule."""
     files = qm9_files(QM9)

@@ -271,6 +271,7 @@ def test_atoms_lost_in_infinity_have_no_bonds():
     positions[0, 2:4] = math.inf
     assert stability(positions, numbers, mask)[0].tolist() == [1]
     assert not one_piece(positions, numbers, mask).any()
+    assert canonical_smiles(positions, numbers, mask) == [None], "RDKit is not to fill the bonds that are lost"
 
 
 def test_shares_of_a_known_set(rng):

@@ -213,6 +213,26 @@ def test_loss_at_cut_0_is_plain_denoising_of_the_turned_molecules():
     assert found.item() == pytest.approx(expected.item() / x_0.numel(), rel=1e-5)
 
 
+def test_loss_above_a_cut_regresses_what_is_left_of_the_snapshot():
+    """rho x_0(x_t, t) on rho x_c / alpha_c - alpha_t sigma_c^2 / (alpha_c^2 sigma_t) eps', with the base's weight."""
+    network, c, rng = trained_looking(), 0.4, generator(4)
+    found = TASK.denoising_loss(network, points(), c, SOME, generator(4))
+    x_c = torch.cat([turned_at_random(points()[..., :3], rng), points()[..., 3:]], dim=-1)
+    noise = TASK.project(torch.randn(x_c.shape, generator=rng), SOME)
+    t = c + (1 - c) * ((torch.rand(1, generator=rng) + torch.arange(8) / 8) % 1)
+    a, s = (1 - t)[:, None, None], t[:, None, None]
+    s_tc = (s**2 - (a / (1 - c)) ** 2 * c**2).sqrt()
+    x_t = a / (1 - c) * x_c + s_tc * noise
+    target = s_tc / s * x_c / (1 - c) - a * c**2 / ((1 - c) ** 2 * s) * noise
+    error = (s_tc / s * TASK.denoiser(network, SOME)(x_t, t) - target).square()
+    weights = ((1 - t) ** 2 + t**2) / t**2
+    expected = (error[..., :3] * weights[:, None, None]).sum() + error[..., 3:].sum()
+    assert found.item() == pytest.approx(expected.item() / x_c.numel(), rel=1e-4)
+    # Atoms that are not there and the centre of mass neither get noise nor are asked for.
+    assert (x_t * ~TASK.mask(SOME)[..., None]).abs().max() == 0
+    assert x_t[..., :3].sum(dim=1).abs().max() < 1e-5
+
+
 def test_network_is_invariant_to_padding_and_to_what_stands_there():
     network, x, t, mask = trained_looking(), points(), torch.linspace(0.05, 1, 8), TASK.mask(SOME)
     expected = network(x, t, mask)
@@ -365,6 +385,7 @@ def test_rewards():
     assert found.dtype == np.float64
     expected = [QED.qed(Chem.MolFromSmiles(smiles)) for smiles in ("C", "O", "C#N", "CO")]
     np.testing.assert_allclose(found[:4], expected, rtol=1e-6)
+    assert found[4] == found[1], "two waters are worth what one is"
     assert found[5] == 0, "what is no molecule is no drug"
 
 

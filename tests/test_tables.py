@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from graft.tables import COLUMNS, layout, summarise, with_published, write_csv, write_layouts
+from graft.tables import COLUMNS, gains, layout, summarise, with_published, write_csv, write_layouts
 
 
 @pytest.fixture
@@ -145,3 +145,25 @@ def test_missing_cells_are_empty(table, tmp_path):
     write_layouts(tmp_path / "table.md", tmp_path / "table.tex", **arguments)
     assert "nan" not in (tmp_path / "table.md").read_text()
     assert "nan" not in (tmp_path / "table.tex").read_text()
+
+
+def test_gains_are_paired_by_seed():
+    """Methods share what a seed does to them: the error of the difference is far below that of either."""
+    rng = np.random.default_rng(0)
+    seed_effect, tuned_effect = rng.normal(size=4), 0.1 * rng.normal(size=4)
+    values = pd.DataFrame(
+        {"method": method, "control_self": "self", "metric": "reward", "seed": seed, "value": value}
+        for method, column in (("self", seed_effect), ("graft", 1 + seed_effect + tuned_effect))
+        for seed, value in enumerate(column)
+    ).sample(frac=1, random_state=1)
+    found = gains(values, ["method", "metric"], ["self"]).set_index("method")
+    assert found.loc["graft", "over_self"] == pytest.approx((1 + tuned_effect).mean(), rel=1e-12)
+    assert found.loc["graft", "over_self_stderr"] == pytest.approx(tuned_effect.std(ddof=1) / 2, rel=1e-12)
+    assert found.loc["self", ["over_self", "over_self_stderr"]].tolist() == [0, 0]
+
+
+def test_a_gain_over_a_control_that_is_not_there_is_empty():
+    rows = [
+        {"method": "graft", "control_self": None, "metric": "reward", "seed": seed, "value": 1.0} for seed in (0, 1)
+    ]
+    assert gains(pd.DataFrame(rows), ["method", "metric"], ["self"])["over_self"].isna().all()

@@ -2,6 +2,7 @@
 import os
 import sys
 from functools import cache
+from itertools import product
 
 import yaml
 from snakemake.exceptions import WorkflowError
@@ -148,17 +149,15 @@ def reward_metrics(task, tuning=False):
 
 
 def reward_costs(task, tuning=False):
-    """The cost record of every fine-tuning job, and the scores of every round after the first."""
-    return [
-        file
-        for folder, plan in reward_seeds(task, tuning)
-        for turn in range(1, plan.rounds + 1)
-        for group in plan.groups
-        for file in [
-            f"{folder}/round{turn}/{group}/cost.json",
-            *(f"{folder}/round{turn}/{group}/scores{n}.csv" for n in range(plan.sizes("round1")["shards"]) if turn > 1),
-        ]
-    ]
+    """The cost record of every fine-tuning job, the times of its rollouts, and, after the first round, their scores."""
+    for folder, plan in reward_seeds(task, tuning):
+        shards = range(plan.sizes("round1")["shards"])
+        yield from (f"{folder}/round1/base/shard{shard}_timing.json" for shard in shards)
+        for turn, group in product(range(1, plan.rounds + 1), plan.groups):
+            yield f"{folder}/round{turn}/{group}/cost.json"
+            if turn > 1:
+                yield from (f"{folder}/round{turn}/{group}/shard{shard}_timing.json" for shard in shards)
+                yield from (f"{folder}/round{turn}/{group}/scores{shard}.csv" for shard in shards)
 
 
 def reward_plans(task, tuning=False):

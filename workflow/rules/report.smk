@@ -88,7 +88,7 @@ rule figure_images:
 rule table_molecules:
     input:
         metrics=reward_metrics("molecules"),
-        costs=reward_costs("molecules"),
+        costs=list(reward_costs("molecules")),
         published="config/published.yaml",
     output:
         csv=report(
@@ -130,7 +130,7 @@ rule table_molecules:
 use rule table_molecules as tune_molecules with:
     input:
         metrics=reward_metrics("molecules", tuning=True),
-        costs=reward_costs("molecules", tuning=True),
+        costs=list(reward_costs("molecules", tuning=True)),
         published="config/published.yaml",
     output:
         csv="<results>/tuning/molecules.csv",

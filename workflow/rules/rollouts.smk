@@ -25,7 +25,7 @@ rule draw_rollouts:
         points=task_setting("points"),
         sampler=task_setting("sampler"),
         members=of_group("members"),
-        stops=lambda wildcards: [] if wildcards.stage == "final" else plan_of(wildcards).cuts,
+        stops=lambda wildcards: plan_of(wildcards).stops(wildcards.stage, wildcards.group),
         draw=stage_draw,
         samples=of_stage("samples"),
         shards=of_stage("shards"),

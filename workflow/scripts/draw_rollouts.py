@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from graft.errors import UserError
 from graft.files import write_json
 from graft.jobs import compute_of, run, task_of
 from graft.progress import progress
@@ -35,13 +36,24 @@ def main(job):
         for (start, stop), condition in progress(list(zip(batches, conditions, strict=True)), name):
             condition = {key: compute.to_device(value) for key, value in condition.items()}
             normal = ChunkedNormal(seed, draw, number, start=start, stop=stop, shape=task.shape, device=compute.device)
-            stops = [settings.index(stop) for stop in params.stops]
+            stops = [settings.index(stop) for stop in params.stops[name]]
             found = roll_out(task, above, below, settings.index(cut), settings, condition, normal, compute, stops)
+            check_finite(found[0], name)
             states.append({index: state.cpu() for index, state in found.items()})
         seconds[name] = (time.monotonic() - started) / sum(stop - start for start, stop in batches)
         tensors |= {f"{name}.step{index}": torch.cat([s[index] for s in states]) for index in states[0]}
     write_tensors(job.output.samples, tensors, {"shard": shard})
     write_json(job.output.timing, {"seconds_per_sample": seconds})
+
+
+def check_finite(samples, name):
+    """End the job if a model has diverged."""
+    broken = (~samples.flatten(1).isfinite().all(dim=1)).sum().item()
+    if broken:
+        raise UserError(
+            f"rollouts: {broken} of {len(samples)} samples of {name} are not finite; lower its learning_rate, or set "
+            "compute.precision to fp32"
+        )
 
 
 run(main, snakemake)

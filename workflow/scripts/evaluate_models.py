@@ -6,7 +6,7 @@ import numpy as np
 
 from graft.files import write_json
 from graft.jobs import compute_of, run, task_of
-from graft.rewards import check_failures
+from graft.rewards import check_failures, fixed_share
 from graft.rollouts import SamplerSettings, continue_from
 from graft.seeding import ChunkedNormal, Draw
 from graft.shards import ShardedTensor, TensorFile
@@ -36,11 +36,7 @@ def main(job):
 
 
 def fixed_shares(job, task):
-    """1 - E Var(r | x_c) / Var r for each cut: the share of the reward's variance that the snapshot fixes.
-
-    Snapshots of the base are continued several times each; both variances are unbiased, so the share can fall
-    slightly outside [0, 1]. None where all rewards are equal.
-    """
+    """`graft.rewards.fixed_share` of each cut, from snapshots of the base that are continued several times each."""
     compute, params, seed = compute_of(job), job.params, int(job.wildcards.seed)
     settings = SamplerSettings(**params.sampler)
     base = compute.compile(task.load_network(job.input.base).to(compute.device))
@@ -57,9 +53,7 @@ def fixed_shares(job, task):
         x_0 = continue_from(task, base, x, index, settings, condition, normal, compute).cpu()
         samples = task.decode(x_0, {name: value.cpu() for name, value in condition.items()})
         rewards = task.rewards(samples, params.reward["function"]).reshape(len(snapshots), branches)
-        within = np.nanmean(np.nanvar(rewards, axis=1, ddof=1))
-        total = np.nanvar(np.nanmean(rewards, axis=1), ddof=1) + within * (1 - 1 / branches)
-        shares[f"{index / settings.steps:g}"] = float(1 - within / total) if total > 0 else None
+        shares[f"{index / settings.steps:g}"] = fixed_share(rewards)
     return shares
 
 

@@ -26,7 +26,7 @@ def main(job):
         tune = by_rejection if "rule" in method else by_policy_gradient
         costs[name] = tune(job, task, compute, name, method, network, selected[selected["method"] == name])
         compute.synchronize()
-        costs[name]["seconds"] = time.monotonic() - started
+        costs[name]["tuning_seconds"] = time.monotonic() - started
         network.save_pretrained(folder / name)
     write_json(job.output.cost, costs)
     for checkpoint in Path(job.params.checkpoints).glob("*.safetensors"):

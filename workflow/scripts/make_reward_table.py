@@ -1,5 +1,6 @@
 """Table of a task with rewards: metrics of every method, gains over base and self, what each cost."""
 
+import math
 from itertools import product
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from graft.tables import COLUMNS, gains, summarise, with_published, write_csv, w
 
 KEYS = ["task", "setting", "method", "metric", "better"]
 HIGHER = "higher"
-EXTRAS = ["cut", "deduplicated", "fixed_share", "eta", "rounds", "reward_calls", "accepted", "mean_atoms"]
+EXTRAS = ["cut", "deduplicated", "fixed_share", "eta", "rounds", "reward_calls", "accepted", "mean_atoms", "control"]
 """Notes that stand beside the metrics where people read the table."""
 
 
@@ -29,9 +30,9 @@ def main(job):
     write_csv(job.output.csv, table[COLUMNS + [column for column in table if column not in COLUMNS]])
     rewards = table[table["metric"] == "reward"].set_index(["setting", "method"])
     shown = {}
-    for control in ("base", "self"):
-        shown[f"reward over {control}"] = [
-            gain_text(rewards.loc[tuple(key)], control) for key in zip(table["setting"], table["method"], strict=True)
+    for name in ("base", "self"):
+        shown[f"reward over {name}"] = [
+            gain_text(rewards.loc[tuple(key)], name) for key in zip(table["setting"], table["method"], strict=True)
         ]
     extras = [name for name in EXTRAS if name in table]
     laid_out = table.assign(ranked=True, **shown, **{name: table[name].map(note_text) for name in extras})
@@ -47,16 +48,18 @@ def main(job):
 
 
 def note_text(value):
-    """A note of a row as people read it."""
+    """A note of a row as people read it: counts whole, shares with four digits."""
     if pd.isna(value):
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if value >= 1000 or value.is_integer() else f"{value:.4g}"
 
 
-def gain_text(row, control):
-    """A paired gain with its standard error, nothing for the control itself."""
-    mean, error = row[f"over_{control}"], row[f"over_{control}_stderr"]
-    if row.name[1] == control or pd.isna(mean):
+def gain_text(row, name):
+    """A paired gain with its standard error, nothing where a method is its own control."""
+    mean, error = row[f"over_{name}"], row[f"over_{name}_stderr"]
+    if pd.isna(mean) or row.name[1] == (row["control"] if name == "self" else name):
         return ""
     return f"{mean:+.3g}" if pd.isna(error) else f"{mean:+.3g} ± {error:.1g}"
 
@@ -75,39 +78,50 @@ def values_of(job, name):
             found = models[method]
             for metric, value in found["metrics"].items():
                 row = {"task": job.params.task, "setting": name, "method": method, "metric": metric, "better": HIGHER}
-                yield {**row, "seed": seed, "samples": found["samples"], "value": value}
+                controls = {"control_base": "base", "control_self": job.params.settings[name]["controls"][method]}
+                yield {**row, **controls, "seed": seed, "samples": found["samples"], "value": value}
 
 
 def notes_of(job, name, costs):
     """What stands beside each method of a setting: its cut and rule, what the cut fixes, what it accepted."""
     plan = job.params.settings[name]
     shares = pd.DataFrame([read_json(folder / "evaluation.json")["fixed_share"] for _, folder in folders(job, name)])
-    shared = {"setting": name, "eta": plan["eta"], "rounds": plan["rounds"]}
-    yield {**shared, "method": "base", "reward_calls": 0, "rounds": 0}
+    shared = {"setting": name, "eta": plan["eta"]}
+    yield {**shared, "method": "base", "reward_calls": 0, "rounds": 0, "control": plan["controls"]["base"]}
     for method, settings in plan["methods"].items():
         cut, spent = settings.get("cut"), costs[(costs["setting"] == name) & (costs["method"] == method)]
-        means = spent.groupby("seed")[["reward_calls"]].sum().mean()
-        kept = spent.drop(columns=["seed", "round", "seconds", "gradient_steps", "reward_calls"]).mean(
-            numeric_only=True
-        )
+        counts = spent.groupby("seed")[["reward_calls", "accepted"]].sum(min_count=1).mean()
+        described = [column for column in spent if column.startswith("mean_")]
         yield {
             **shared,
             "method": method,
+            "rounds": plan["rounds"],
             "cut": cut,
             "deduplicated": settings.get("deduplicate"),
             "fixed_share": None if cut is None else shares[f"{cut:g}"].astype(float).mean(),
-            "reward_calls": means["reward_calls"],
-            **kept,
+            **counts,
+            # Of all that was accepted, whatever the round.
+            **{column: (spent[column] * spent["accepted"]).sum() / spent["accepted"].sum() for column in described},
+            "control": plan["controls"][method],
         }
 
 
 def costs_of(job, name):
-    """A row for each seed, round and method: gradient steps, reward calls, seconds of fine-tuning on the device."""
+    """A row for each seed, round and method: gradient steps, reward calls, seconds of rollouts and of fine-tuning."""
     plan = job.params.settings[name]
     for seed, folder in folders(job, name):
         for turn, group in product(range(1, plan["rounds"] + 1), plan["groups"]):
             for method, cost in read_json(folder / f"round{turn}" / group / "cost.json").items():
-                yield {"task": job.params.task, "setting": name, "method": method, "seed": seed, "round": turn, **cost}
+                model = ("base", "base") if turn == 1 else (group, method)
+                rollouts = rollout_seconds(plan, folder / f"round{turn}", *model) if "accepted" in cost else None
+                row = {"task": job.params.task, "setting": name, "method": method, "seed": seed, "round": turn}
+                yield {**row, "accepted": math.nan, **cost, "rollout_seconds": rollouts}
+
+
+def rollout_seconds(plan, folder, group, model):
+    """Seconds that a round's rollouts of a model took; those of the base in the first round serve every method."""
+    timings = [read_json(folder / group / f"shard{shard}_timing.json") for shard in range(plan["shards"])]
+    return plan["samples"] * sum(timing["seconds_per_sample"][model] for timing in timings) / len(timings)
 
 
 def curve_of(job, name):

@@ -33,9 +33,10 @@ def select(rollouts, method, settings, rng):
         accepted = accept_by_condition(rule_from(settings["rule"]), rewards, groups, rng)
     copies = accepted.astype(int)
     if settings["deduplicate"]:
-        # What has no key is the same as nothing else.
-        keys = rollouts["key"].fillna(rollouts.index.to_series().map("no key {}".format)).to_numpy()[known]
-        accepted, copies = deduplicate(list(keys), accepted, rng)
+        # What has no key is the same as nothing else; nor are equal keys under two conditions the same.
+        keys = rollouts["key"].fillna(rollouts.index.to_series().map("no key {}".format))
+        keys = rollouts["group"].astype(str) + " " + keys
+        accepted, copies = deduplicate(keys[known].to_list(), accepted, rng)
     if not accepted.any():
         raise UserError(
             f"method {method}: none of {len(known)} rollouts is accepted by {settings['rule']}; their rewards are "

@@ -113,7 +113,8 @@ def _title(chain: Chain) -> str:
 
 
 COLOURS = ["#444444", "#999999", "#0072b2", "#56b4e9", "#009e73", "#8fce9c", "#e69f00", "#d55e00", "#cc79a7", "#f0e442"]
-MARKERS = "oosDvv^^P*"
+MARKERS = "osDv^P*Xhd<"
+"""One more than colours, so that the pairs do not come round before the hundred-and-eleventh method."""
 
 
 def method_style(methods: Sequence[str], method: str) -> dict[str, str]:

@@ -68,6 +68,8 @@ class PolicySettings:
 class PolicyGradient:
     """DDPO (see `graft.policy_gradient`) for one network, which is changed in place.
 
+    All of it is float32: a likelihood divides by tau^2, which near the data makes rounding in bf16 as large as what a
+    step of the policy changes, and the clip would act on that.
     draw_condition(iteration): conditions, on the CPU, of an iteration's rollouts. reward(x_0, condition): (B,) on the
     CPU, NaN where there is none; such rollouts teach nothing. seed, turn: of all that is drawn here.
     """
@@ -135,9 +137,8 @@ class PolicyGradient:
         def projected() -> Tensor:
             return self.task.project(normal(), condition)
 
-        with compute.autocast():
-            update = self._update(model, condition)
-            trajectory = draw_trajectory(update, projected(), uniform_times(self.sampler.steps), projected)
+        update = self._update(model, condition)
+        trajectory = draw_trajectory(update, projected(), uniform_times(self.sampler.steps), projected)
         return condition, trajectory, self.reward(trajectory.x_0, condition).float()
 
     def _accumulate(
@@ -155,10 +156,9 @@ class PolicyGradient:
         for step, chosen in zip(torch.randperm(len(trajectory.t), generator=rng), rows, strict=False):
             chosen = chosen.to(advantage.device)
             part = {name: value[chosen] for name, value in condition.items()}
-            with self.compute.autocast():
-                mean, tau = self._update(model, part).transition(
-                    trajectory.before[step, chosen], trajectory.t[step].item(), trajectory.s[step].item()
-                )
+            mean, tau = self._update(model, part).transition(
+                trajectory.before[step, chosen], trajectory.t[step].item(), trajectory.s[step].item()
+            )
             density = log_density(trajectory.after[step, chosen], mean, tau)
             log_ratio = density - trajectory.log_density[step, chosen]
             loss = clipped_objective(log_ratio, advantage[chosen], self.settings.clip)

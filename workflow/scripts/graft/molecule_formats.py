@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 QM9_ARCHIVE = "dsgdb9nsd.xyz.tar.bz2"
 QM9_UNCHARACTERISED = "uncharacterized.txt"
 QM9_PACKED = "qm9_hcno.npz"
+PACKED_ELEMENTS = {"H", "C", "N", "O"}
 QM9_MOLECULES = 133_885
 
 SYMBOLS = [Chem.GetPeriodicTable().GetElementSymbol(number) for number in range(119)]
@@ -107,9 +108,15 @@ def read_qm9_npz(folder: Path, elements: list[str], max_atoms: int) -> MoleculeS
     """QM9 in one file, uncharacterised molecules already left out, in the order of its indices.
 
     `qm9_hcno.npz` holds `id` (the index) and `n_atoms`, (n,), and of the atoms of all molecules, end to end,
-    `atomic_number` (atoms,) and `position_milliangstrom` (atoms, 3).
+    `atomic_number` (atoms,) and `position_milliangstrom` (atoms, 3). Raises UserError if `elements` holds others than
+    H, C, N, O, which it was packed without.
     """
     path = folder / QM9_PACKED
+    if others := sorted(set(elements) - PACKED_ELEMENTS):
+        raise UserError(
+            f"{path}: packed without molecules of {', '.join(others)}; leave it out of the elements, or give the "
+            "official archive"
+        )
     with reading(path, ".npz file"), np.load(path, allow_pickle=False) as arrays:
         index, n_atoms, atomic_number = arrays["id"], arrays["n_atoms"].astype(int), arrays["atomic_number"]
         position = arrays["position_milliangstrom"]

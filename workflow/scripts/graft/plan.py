@@ -65,6 +65,12 @@ class RewardPlan:
             return {"base": 0.0}
         return {name: method.get("cut", 0.0) for name, method in self.methods_of(group).items()}
 
+    def stops(self, stage: str, group: str) -> dict[str, list[float]]:
+        """The cuts at which a stage's rollouts of each model of a group leave snapshots, for the selection after it."""
+        if stage == "final":
+            return {name: [] for name in self.members(group)}
+        return {name: self.cuts if group == "base" else [cut] for name, cut in self.members(group).items()}
+
     def sizes(self, stage: str) -> dict[str, int]:
         """`samples` and `shards` of a stage."""
         return self.setting["evaluation" if stage == "final" else "rollouts"]
@@ -77,10 +83,25 @@ class RewardPlan:
         """The group whose rollouts a round of a group selects from: the base's in the first."""
         return "base" if self.round_before(stage) == 0 else group
 
+    def control(self, method: str) -> str | None:
+        """The method that is fine-tuned alike but on unselected rollouts (`rule: null`); None without such a method.
+
+        Alike is: at the same cut if there is one, and of these at the same learning rate if there is one.
+        """
+        mine = self.methods.get(method, {})
+        unselected = {name: other for name, other in self.methods.items() if other.get("rule", ...) is None}
+
+        def differences(name: str) -> tuple[bool, bool]:
+            other = unselected[name]
+            return other["cut"] != mine.get("cut", 0.0), other["learning_rate"] != mine.get("learning_rate")
+
+        return min(unselected, key=differences, default=None)
+
     def for_table(self) -> dict[str, Any]:
         """What a table says beside the results."""
         return {
             "methods": self.methods,
+            "controls": {name: self.control(name) for name in ["base", *self.methods]},
             "groups": list(self.groups),
             "eta": self.setting["sampler"]["eta"],
             "rounds": self.rounds,

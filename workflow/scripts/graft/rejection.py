@@ -225,7 +225,8 @@ def deduplicate(
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Keep one of the accepted samples of each key (canonical SMILES, say), chosen at random.
 
-    keys and accepted (bool) are (M,), all samples of ONE condition in a round, after the rule. Returns the mask (M,)
+    keys and accepted (bool) are (M,), all samples of a round, after the rule; the keys of several conditions have to
+    differ. Returns the mask (M,)
     of what is kept and, (M,), the number of accepted copies of a kept sample's key, 0 for all other samples. Given
     the draw this adds -log(copies) to r̂ / alpha; in law a key is kept with probability 1 - (1 - q)^M, where q is the
     probability that one draw has this key and is accepted. Raises ValueError if the lengths differ.

@@ -54,6 +54,18 @@ def _guarded(reward: Callable[..., float], number: int, sample: Sequence[Any]) -
     return value
 
 
+def fixed_share(rewards: np.ndarray) -> float | None:
+    """1 - E Var(r | x_c) / Var r, the share of the reward's variance that snapshots x_c fix.
+
+    rewards (n, branches): of several independent continuations of each of n snapshots, NaN where there is none. Both
+    variances are unbiased, so the share can fall slightly outside [0, 1]. None where all rewards are equal.
+    """
+    within = np.nanmean(np.nanvar(rewards, axis=1, ddof=1))
+    # The variance of the branches' means holds 1 / branches of the variance within.
+    total = np.nanvar(np.nanmean(rewards, axis=1), ddof=1) + within * (1 - 1 / rewards.shape[1])
+    return float(1 - within / total) if total > 0 else None
+
+
 def check_failures(rewards: np.ndarray, max_failed: float) -> None:
     """End the job if more than the share max_failed of the rewards (n,) is NaN. Raises UserError."""
     failed = float(np.isnan(rewards).mean())

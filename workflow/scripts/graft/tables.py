@@ -30,20 +30,22 @@ def summarise(values: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     return table.reset_index()
 
 
-def gains(values: pd.DataFrame, keys: Sequence[str], controls: Sequence[str]) -> pd.DataFrame:
-    """Paired gains over control methods, for each of `keys` (`method` among them): their mean over seeds.
+def gains(values: pd.DataFrame, keys: Sequence[str], names: Sequence[str]) -> pd.DataFrame:
+    """Paired gains over controls, for each of `keys` (`method` among them): their mean over seeds.
 
-    values: see `summarise`. The columns are `over_{control}` and `over_{control}_stderr`; pairing by seed takes out
-    what method and control share (noises, rollouts). Empty where a control is not among the methods.
+    values: see `summarise`; for each of `names` the column `control_{name}` says which method a row is compared with.
+    The columns are `over_{name}` and `over_{name}_stderr`; pairing by seed takes out what method and control share
+    (noises, rollouts). Empty where the control is not among the methods.
     """
     shared = [*(key for key in keys if key != "method"), "seed"]
     columns = {}
-    for control in controls:
-        reference = values.loc[values["method"] == control, [*shared, "value"]]
-        paired = values.merge(reference, on=shared, how="left", suffixes=("", "_control"))
+    for name in names:
+        control = f"control_{name}"
+        reference = values[[*shared, "method", "value"]].rename(columns={"method": control})
+        paired = values.merge(reference, on=[*shared, control], how="left", suffixes=("", "_control"))
         difference = paired.assign(difference=paired["value"] - paired["value_control"])
         over = difference.groupby(list(keys), sort=False, dropna=False)["difference"]
-        columns |= {f"over_{control}": over.mean(), f"over_{control}_stderr": over.sem()}
+        columns |= {f"over_{name}": over.mean(), f"over_{name}_stderr": over.sem()}
     return pd.DataFrame(columns).reset_index()
 
 

@@ -20,8 +20,8 @@ from torch_fidelity.utils import create_feature_extractor
 
 from graft.compute import Compute
 from graft.errors import UserError
-from graft.networks import LOADING
 from graft.networks.classifier import ImageClassifier
+from graft.networks.saved import load_saved
 
 KID_SUBSET = 1000
 
@@ -34,7 +34,7 @@ class ClassifierFeatures(torch_fidelity.FeatureExtractorBase):
 
     def __init__(self, name: str, features_list: Sequence[str], feature_extractor_weights_path: str, **_) -> None:
         super().__init__(name, features_list)
-        self.network = ImageClassifier.from_pretrained(feature_extractor_weights_path, **LOADING)
+        self.network = load_saved(feature_extractor_weights_path, {"ImageClassifier": ImageClassifier})
 
     @staticmethod
     def get_provided_features_list() -> tuple[str]:

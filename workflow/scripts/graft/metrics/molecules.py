@@ -6,9 +6,9 @@ molecule is valid if RDKit sanitises the molecule with these bonds.
 
 Every function takes a batch of B molecules, padded to N atoms: positions (B, N, 3) float in Angstrom, atomic_numbers
 (B, N) integer, and mask (B, N) bool, True where there is an atom. They are torch tensors on any one device, or NumPy
-arrays. What stands where the mask is False never matters. An atom whose position is not finite has no bonds. Unknown
-elements raise UserError. A molecule of no atoms is neither stable nor valid nor in one piece; a lone atom is in one
-piece, is not stable, and is valid (RDKit completes it by implicit hydrogens).
+arrays. What stands where the mask is False never matters. An atom whose position is not finite has no bonds, and its
+molecule is not valid. Unknown elements raise UserError. A molecule of no atoms is neither stable nor valid nor in one
+piece; a lone atom is in one piece, is not stable, and is valid (RDKit completes it by implicit hydrogens).
 """
 
 from __future__ import annotations
@@ -142,12 +142,16 @@ def to_rdkit(atomic_numbers: Array, orders: Array) -> Chem.RWMol | None:
 
 
 def rdkit_molecules(positions: Array, atomic_numbers: Array, mask: Array) -> Iterator[Chem.RWMol | None]:
-    """Each molecule of the batch with its table's bonds, see `to_rdkit`; None where it is invalid."""
+    """Each molecule of the batch with its table's bonds, see `to_rdkit`; None where it is invalid.
+
+    An atom whose position is not finite makes its molecule invalid: RDKit would fill the bonds that it lacks.
+    """
     batch = _batch(positions, atomic_numbers, mask)
+    placed = (batch.positions.isfinite().all(dim=-1) | ~batch.mask).all(dim=1).tolist()
     orders = bond_orders(*batch).cpu().numpy()
     numbers, mask = batch.atomic_numbers.cpu().numpy(), batch.mask.cpu().numpy()
-    for number, order, real in zip(numbers, orders, mask, strict=True):
-        yield to_rdkit(number[real], order[real][:, real])
+    for number, order, real, sound in zip(numbers, orders, mask, placed, strict=True):
+        yield to_rdkit(number[real], order[real][:, real]) if sound else None
 
 
 def canonical_smiles(positions: Array, atomic_numbers: Array, mask: Array) -> list[str | None]:

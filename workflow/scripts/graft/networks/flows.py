@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from graft.compute import Compute
 from graft.errors import UserError
-from graft.networks import LOADING
 from graft.networks.mlp import ResidualMLP
+from graft.networks.saved import load_saved
 from graft.sampling import Velocity
 from graft.seeding import drawn_weights
 
@@ -43,17 +43,13 @@ def build_network(settings: dict[str, Any], shape: tuple[int, ...], *, seed: int
 def load_network(folder: str | Path, shape: tuple[int, ...] | None = None) -> FlowNetwork:
     """A flow network saved by `save_pretrained`, ready to be evaluated.
 
-    Raises UserError if the folder holds none, or one for points of another shape (C, H, W) than the one given.
+    Raises UserError if the folder holds none (see `graft.networks.saved.load_saved`), or one for points of another
+    shape (C, H, W) than the one given.
     """
-    try:
-        name = UNet2DModel.load_config(folder, local_files_only=True)["_class_name"]
-        network = CLASSES[name].from_pretrained(folder, **LOADING)
-    except (OSError, KeyError, ValueError) as error:
-        known = " or ".join(CLASSES)
-        raise UserError(f"{folder}: no {known} with safetensors weights, saved by diffusers ({error})") from error
+    network = load_saved(folder, CLASSES)
     if shape is not None and point_shape(network) != shape:
         raise UserError(f"{folder}: takes {point_shape(network)}, the data are {shape}")
-    return network.eval().requires_grad_(False)
+    return network
 
 
 def velocity_of(network: nn.Module, compute: Compute | None = None) -> Velocity:

@@ -21,7 +21,7 @@ from graft import molecule_formats
 from graft.errors import UserError
 from graft.metrics.bond_table import ATOMIC_NUMBER
 from graft.metrics.molecules import canonical_smiles, rdkit_molecules, stability, summary
-from graft.networks import LOADING
+from graft.networks.saved import load_saved
 from graft.networks.set_transformer import SetTransformer
 from graft.objectives import denoising, stratified_times
 from graft.paths import StraightPath
@@ -85,14 +85,7 @@ class Molecules:
 
     def load_network(self, folder: str | Path) -> SetTransformer:
         """A `SetTransformer` saved by `save_pretrained`. Raises UserError if there is none, or one of another shape."""
-        try:
-            network, loading = SetTransformer.from_pretrained(folder, **LOADING, output_loading_info=True)
-        # What diffusers raises for no model, another class, other sizes than the weights'.
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{folder}: no SetTransformer saved by diffusers ({reason})") from error
-        if missing := loading["missing_keys"]:
-            raise UserError(f"{folder}: the weights of {', '.join(sorted(missing))} are missing; save the model again")
+        network = load_saved(folder, {"SetTransformer": SetTransformer})
         config, (count, channels) = network.config, self.shape
         if (config.max_elements, config.in_channels, config.out_channels) != (count, channels, channels):
             raise UserError(
@@ -101,7 +94,7 @@ class Molecules:
             )
         if not config.spatial:
             raise UserError(f"{folder}: a SetTransformer that is not spatial; molecules need one that is")
-        return network.eval().requires_grad_(False)
+        return network
 
     def loss(self, network: nn.Module, positions: Tensor, atomic_numbers: Tensor, generator: torch.Generator) -> Tensor:
         """Denoising at all times; see `encode` for the arguments."""
@@ -189,7 +182,7 @@ class Molecules:
         if function == "stability":
             return stability(*molecules)[1].double().cpu().numpy()
         if function == "qed":
-            return np.array([drug_likeness(molecule) for molecule in rdkit_molecules(*molecules)])
+            return per_sample(drug_likeness, ((smiles,) for smiles in canonical_smiles(*molecules)))
         positions, numbers = molecules.positions.cpu().numpy(), molecules.atomic_numbers.cpu().numpy()
         arguments = ((place[number > 0], number[number > 0]) for place, number in zip(positions, numbers, strict=True))
         return per_sample(load_reward(function, known=("stability", "qed")), arguments)
@@ -240,10 +233,10 @@ class Cloud:
         return iter((self.positions, self.atomic_numbers, self.mask))
 
 
-def drug_likeness(molecule: Chem.Mol | None) -> float:
-    """RDKit's QED (Bickerton et al. 2012) in [0, 1]; 0 for what is no valid molecule."""
+def drug_likeness(smiles: str | None) -> float:
+    """RDKit's QED (Bickerton et al. 2012) in [0, 1] of a SMILES, missing hydrogens filled in; 0 for None."""
     with rdBase.BlockLogs():
-        return 0.0 if molecule is None else QED.qed(Chem.RemoveHs(molecule, sanitize=False))
+        return 0.0 if smiles is None else QED.qed(Chem.MolFromSmiles(smiles))
 
 
 def turned_at_random(positions: Tensor, generator: torch.Generator) -> Tensor:
