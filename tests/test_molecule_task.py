@@ -386,6 +386,9 @@ def test_rewards():
     expected = [QED.qed(Chem.MolFromSmiles(smiles)) for smiles in ("C", "O", "C#N", "CO")]
     np.testing.assert_allclose(found[:4], expected, rtol=1e-6)
     assert found[4] == found[1], "two waters are worth what one is"
+    lacking = cloud()
+    lacking.positions[0, 4] += 20
+    assert TASK.rewards(lacking, "qed")[0] == 0, "RDKit would fill in the hydrogen that methane lost"
     assert found[5] == 0, "what is no molecule is no drug"
 
 

@@ -161,7 +161,18 @@ def canonical_smiles(positions: Array, atomic_numbers: Array, mask: Array) -> li
     that comes first, it is the one with the least SMILES. As in EDM hydrogens are written out: without them a molecule
     that lacks one could not be told from the complete one, because RDKit would add it.
     """
-    return [_largest_fragment(molecule) for molecule in rdkit_molecules(positions, atomic_numbers, mask)]
+    return [largest_fragment(molecule) for molecule in rdkit_molecules(positions, atomic_numbers, mask)]
+
+
+def largest_fragment(molecule: Chem.Mol | None) -> str | None:
+    """SMILES of the fragment with the most atoms; None for no molecule, and for one of no atoms."""
+    if molecule is None or not molecule.GetNumAtoms():
+        return None
+    if len(Chem.GetMolFrags(molecule)) == 1:
+        return Chem.MolToSmiles(molecule)
+    fragments = Chem.GetMolFrags(molecule, asMols=True)
+    most = max(fragment.GetNumAtoms() for fragment in fragments)
+    return min(Chem.MolToSmiles(fragment) for fragment in fragments if fragment.GetNumAtoms() == most)
 
 
 def summary(
@@ -231,17 +242,6 @@ def _bonds_of_block(block: Batch, start: int) -> Bonds:
     order = (distance < limits[:, numbers[molecule, first], numbers[molecule, second]]).sum(dim=0)
     bonded = order > 0
     return Bonds(molecule[bonded] + start, first[bonded], second[bonded], order[bonded])
-
-
-def _largest_fragment(molecule: Chem.Mol | None) -> str | None:
-    """SMILES of the fragment with the most atoms; None for no molecule, and for one of no atoms."""
-    if molecule is None or not molecule.GetNumAtoms():
-        return None
-    if len(Chem.GetMolFrags(molecule)) == 1:
-        return Chem.MolToSmiles(molecule)
-    fragments = Chem.GetMolFrags(molecule, asMols=True)
-    most = max(fragment.GetNumAtoms() for fragment in fragments)
-    return min(Chem.MolToSmiles(fragment) for fragment in fragments if fragment.GetNumAtoms() == most)
 
 
 def _share(count: int, total: int) -> float:

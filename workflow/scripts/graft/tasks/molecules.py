@@ -20,7 +20,7 @@ from torch.nn import functional
 from graft import molecule_formats
 from graft.errors import UserError
 from graft.metrics.bond_table import ATOMIC_NUMBER
-from graft.metrics.molecules import canonical_smiles, rdkit_molecules, stability, summary
+from graft.metrics.molecules import canonical_smiles, largest_fragment, rdkit_molecules, stability, summary
 from graft.networks.saved import load_saved
 from graft.networks.set_transformer import SetTransformer
 from graft.objectives import denoising, stratified_times
@@ -182,7 +182,7 @@ class Molecules:
         if function == "stability":
             return stability(*molecules)[1].double().cpu().numpy()
         if function == "qed":
-            return per_sample(drug_likeness, ((smiles,) for smiles in canonical_smiles(*molecules)))
+            return per_sample(drug_likeness, ((molecule,) for molecule in rdkit_molecules(*molecules)))
         positions, numbers = molecules.positions.cpu().numpy(), molecules.atomic_numbers.cpu().numpy()
         arguments = ((place[number > 0], number[number > 0]) for place, number in zip(positions, numbers, strict=True))
         return per_sample(load_reward(function, known=("stability", "qed")), arguments)
@@ -233,10 +233,15 @@ class Cloud:
         return iter((self.positions, self.atomic_numbers, self.mask))
 
 
-def drug_likeness(smiles: str | None) -> float:
-    """RDKit's QED (Bickerton et al. 2012) in [0, 1] of a SMILES, missing hydrogens filled in; 0 for None."""
+def drug_likeness(molecule: Chem.Mol | None) -> float:
+    """RDKit's QED (Bickerton et al. 2012) in [0, 1] of the largest fragment; 0 for None and for lacking hydrogens.
+
+    RDKit would fill in the hydrogens that lack, and a policy soon learns that it need not place them.
+    """
+    if molecule is None or any(atom.GetNumImplicitHs() for atom in molecule.GetAtoms()):
+        return 0.0
     with rdBase.BlockLogs():
-        return 0.0 if smiles is None else QED.qed(Chem.MolFromSmiles(smiles))
+        return QED.qed(Chem.MolFromSmiles(largest_fragment(molecule)))
 
 
 def turned_at_random(positions: Tensor, generator: torch.Generator) -> Tensor:
