@@ -10,7 +10,7 @@ import pytest
 
 import graft.image_formats
 import graft.molecule_formats
-from graft.assets import fetch_asset, read_description
+from graft.assets import fetch_asset, read_description, without_credentials
 from graft.configuration import check_config
 from graft.errors import UserError
 from graft.files import atomic
@@ -165,7 +165,24 @@ def test_file_of_unknown_checksum_is_taken_and_its_checksum_recorded(mirror, tar
     (mirror / "images").mkdir()
     files = [{"name": "file.bin", "sha256": None}, {"name": "images", "sha256": None}]
     fetch_asset("pictures", [form(*files)], str(mirror), target)
-    assert read_description(target)["files"] == {"file.bin": sha256(CONTENT), "images": None}
+    empty = sha256(b"")
+    assert read_description(target)["files"] == {"file.bin": sha256(CONTENT), "images": empty}
+
+
+def test_checksum_of_a_folder_is_that_of_its_names_and_contents(mirror, target):
+    def digest():
+        fetch_asset("pictures", [form({"name": "images", "sha256": None})], str(mirror), target)
+        return read_description(target)["files"]["images"]
+
+    (mirror / "images/b").mkdir(parents=True)
+    (mirror / "images/b/2.png").write_bytes(b"two")
+    (mirror / "images/1.png").write_bytes(b"one")
+    lines = f"{sha256(b'one')}  1.png\n{sha256(b'two')}  b/2.png\n"
+    assert digest() == sha256(lines.encode())
+    (mirror / "images/1.png").rename(mirror / "images/3.png")
+    renamed = digest()
+    (mirror / "images/3.png").write_bytes(b"three")
+    assert len({digest(), renamed, sha256(lines.encode())}) == 3
 
 
 @pytest.mark.parametrize("with_mirror", [True, False])
@@ -323,6 +340,18 @@ def test_credentials_in_the_address_of_a_mirror_are_not_shown(target, server, ca
     with pytest.raises(UserError) as missing:
         fetch_asset("pictures", [form(described())], mirror, target)
     assert "SECRET" not in f"{missing.value} {caplog.text}"
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        ("https://user:SECRET@host:8080/data?token=SECRET#SECRET", "https://host:8080/data"),
+        ("http://host/data", "http://host/data"),
+        ("/data/a?b@c", "/data/a?b@c"),
+    ],
+)
+def test_a_place_is_shown_without_credentials(place, shown):
+    assert without_credentials(place) == shown
 
 
 def test_password_of_a_mirror_is_sent_to_it_alone(target, server):

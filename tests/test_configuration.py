@@ -1,8 +1,14 @@
+import inspect
+import re
+
 import pytest
+import torch
 import yaml
+from diffusers.models.unets import unet_2d_blocks
 
 from graft.configuration import check_config, check_references
 from graft.errors import UserError
+from graft.networks.flows import build_network
 
 
 def change(setting, key, value):
@@ -77,7 +83,11 @@ def test_misspelt_keys_name_the_nearest_known_one(message, config, digits):
         ("inversion.step_counts", 8, "8 is not of type 'array'"),
         ("inversion.step_counts", [], "[] should be non-empty"),
         ("inversion.max_unconverged", 1.5, "1.5 is greater than the maximum of 1"),
-        ("corrector.paths", ["curved"], "'curved' is not one of ['straight', 'trigonometric']"),
+        (
+            "corrector.paths",
+            ["curved"],
+            "'curved' is not one of ['straight', 'trigonometric'], did you mean 'trigonometric'?",
+        ),
         ("base.training.ema_decay", 1, "1 is greater than or equal to the maximum of 1"),
         ("base.training", [], "[] is not of type 'object'"),
     ],
@@ -86,6 +96,84 @@ def test_wrong_values_are_named_with_their_path(message, digits, key, value, com
     change(digits, key, value)
     place = f"images.settings.digits.{key}" + (".0" if value == ["curved"] else "")
     assert message() == f"{place}: {complaint}"
+
+
+UNET = {
+    "type": "UNet2DModel",
+    "block_out_channels": [32, 32],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+}
+
+
+def test_a_misspelt_block_names_the_nearest(message, digits):
+    digits["base"]["network"] = {**UNET, "down_block_types": ["DownBlock2D", "AtnDownBlock2D"]}
+    found = message()
+    assert found.startswith("images.settings.digits.base.network.down_block_types.1: 'AtnDownBlock2D' is not one of")
+    assert found.endswith(", did you mean 'AttnDownBlock2D'?")
+
+
+@pytest.mark.parametrize("kind", ["down", "up"])
+def test_blocks_that_the_schema_takes_work_in_any_place(repository, kind):
+    """A new diffusers that drops one, or that has one more which fits, would show here."""
+    schema = yaml.safe_load((repository / "workflow" / "schemas" / "config.yaml").read_text())
+    known = schema["$defs"]["network"]["then"]["properties"][f"{kind}_block_types"]["items"]["enum"]
+    source = inspect.getsource(getattr(unet_2d_blocks, f"get_{kind}_block"))
+    fitting = []
+    for name in re.findall(rf'{kind}_block_type == "(\w+)"', source):
+        others = [known[0], name, known[0]], [name, known[0], known[0]], [known[0], known[0], name], [name] * 3
+        if all(works({**UNET, "block_out_channels": [32] * 3, **three(kind, blocks)}) for blocks in others):
+            fitting.append(name)
+    assert set(fitting) == set(known)
+
+
+def three(kind, blocks):
+    plain = {"down_block_types": ["DownBlock2D"] * 3, "up_block_types": ["UpBlock2D"] * 3}
+    return {**plain, f"{kind}_block_types": blocks}
+
+
+def works(settings):
+    try:
+        network = build_network(settings, (1, 8, 8), seed=0, run=0)
+        return network(torch.zeros(2, 1, 8, 8), torch.zeros(2))[0].shape == (2, 1, 8, 8)
+    except (ValueError, TypeError, RuntimeError, AttributeError):
+        return False
+
+
+@pytest.mark.parametrize("part", ["base", "corrector"])
+@pytest.mark.parametrize("name", ["block_out_channels", "down_block_types", "up_block_types"])
+def test_lists_of_unequal_length_are_refused(config, digits, assets, part, name):
+    digits[part]["network"] = {**UNET, name: UNET[name][:1]}
+    with pytest.raises(UserError, match=rf"digits\.{part}\.network: .*{name} 1"):
+        check_references(config, assets)
+    digits[part]["network"] = UNET
+    check_references(config, assets)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"sampling.samples": 513, "sampling.shards": 3}, "sampling.shards: 3 shards of 2 batches"),
+        (
+            {"inversion.images": 1025, "inversion.repeats": 2, "inversion.shards": 3},
+            "inversion.shards: 3 shards of 2 batches",
+        ),
+    ],
+)
+def test_image_shards_without_a_batch_are_refused(config, digits, assets, changes, complaint):
+    for key, value in changes.items():
+        change(digits, key, value)
+    with pytest.raises(UserError) as caught:
+        check_references(config, assets)
+    assert str(caught.value).startswith(f"images.settings.digits.{complaint}")
+    stage = complaint.split(".")[0]
+    digits[stage]["shards"] = 2
+    check_references(config, assets)
+
+
+def test_shards_of_all_images_are_left_to_the_job(config, digits, assets):
+    digits["inversion"].update(images=None, shards=1000)
+    check_references(config, assets)
 
 
 def test_every_mistake_is_listed(message, config, digits):
@@ -194,7 +282,7 @@ def test_limits_of_the_reward_chain_are_allowed(config, enumerated, assets, repo
     """9 batches, the last one short, in 4 shards: the first has 3. An overlay drops a parameter; DDPO is away."""
     enumerated["rollouts"].update(samples=4097, shards=4)
     enumerated["evaluation"].update(samples=513, shards=2, branched=3 * 512)
-    enumerated["methods"]["graft"]["rule"].update(type="BestOf", n=4, c=None)
+    enumerated["methods"]["graft"]["rule"].update(type="BestOf", n=4, k=None, m=None)
     enumerated["sampler"]["eta"] = 0
     del enumerated["methods"]["ddpo"]
     check_config(config, repository / "workflow" / "schemas" / "config.yaml")

@@ -8,7 +8,7 @@ from replicas import write_tar
 import graft.shards
 from graft.errors import UserError
 from graft.files import atomic, read_json, tar_members, write_json
-from graft.seeding import CHUNK, Draw, chunked_normal, drawn_weights, generator
+from graft.seeding import CHUNK, Draw, chunked_normal, drawn_weights, generator, random_rows
 from graft.shards import ShardedTensor, TensorFile, shard_batches, write_tensors
 
 SHAPE = (3, 2)
@@ -50,6 +50,17 @@ def test_chunks_seeds_and_draws_differ_and_are_standard_normal():
     assert correlations.abs().max() < 0.25, "more than five standard errors of independent numbers"
     assert noise(0, 64 * CHUNK).mean().abs() < 0.03
     assert abs(noise(0, 64 * CHUNK).std() - 1) < 0.03
+
+
+def test_random_rows_are_different_ones_in_order_and_all_where_there_are_no_more():
+    rows = random_rows(100, 30, 0, Draw.SUBSET)
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    assert len(rows) == 30
+    assert rows.max() >= 50, "not only the first"
+    assert torch.equal(rows, random_rows(100, 30, 0, Draw.SUBSET))
+    assert not torch.equal(rows, random_rows(100, 30, 1, Draw.SUBSET))
+    for count in (100, 101):
+        assert torch.equal(random_rows(100, count, 0, Draw.SUBSET), torch.arange(100))
 
 
 def test_values_of_draws_are_part_of_the_results():

@@ -167,3 +167,13 @@ def test_a_gain_over_a_control_that_is_not_there_is_empty():
         {"method": "graft", "control_self": None, "metric": "reward", "seed": seed, "value": 1.0} for seed in (0, 1)
     ]
     assert gains(pd.DataFrame(rows), ["method", "metric"], ["self"])["over_self"].isna().all()
+
+
+def test_reference_demo_meets_its_acceptance_line(repository):
+    """At the cost of the base at 8 steps, within a tenth, a corrector makes it better than the base at 16."""
+    table = pd.read_csv(repository / "results/reference/demo/images.csv")
+    table = table[table["metric"].str.startswith("FD")]
+    base = table[table["method"] == "base"].set_index("base_steps")
+    corrected = table[(table["method"] == "inc_trigonometric") & (table["base_steps"] == 8)]
+    affordable = corrected[corrected["gflops_per_image"] <= 1.1 * base["gflops_per_image"].loc[8]]
+    assert (affordable["mean"] < base["mean"].loc[16]).any()

@@ -88,6 +88,15 @@ def test_loss_decreases(folder, cpu):
     assert 50 <= len(steps) <= 150
 
 
+def test_points_of_a_long_training_are_not_too_far_apart(folder, cpu, monkeypatch):
+    """And where they are changes nothing else."""
+    weights, _ = train_flow(folder, cpu)
+    monkeypatch.setattr(graft.training, "LOG_STEPS", 1)
+    again, curve = train_flow(folder, cpu, checkpoint="again")
+    assert [point["step"] for point in curve] == list(range(1, SETTINGS.steps + 1))
+    assert again == weights
+
+
 def test_same_seed_gives_the_same_bytes_and_another_seed_others(folder, cpu):
     first = train_flow(folder, cpu, checkpoint="first")
     torch.manual_seed(123)

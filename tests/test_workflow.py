@@ -138,7 +138,12 @@ def test_every_table_and_figure_is_made(demo):
         *(("base", steps, 0) for steps in (4, 8, 16)),
         *((f"inc_{path}", 4, 1) for path in ("straight", "trigonometric")),
     }
-    assert set(table["metric"]) == {"FD (digits classifier)", "KD (digits classifier)", "precision", "recall"}
+    assert set(table["metric"]) == {
+        "FD (digits classifier)",
+        "KD (digits classifier)",
+        "precision (digits classifier)",
+        "recall (digits classifier)",
+    }
     assert table["mean"].notna().all()
     for task in ("images", "molecules"):
         for name in ("tables/{}.md", "tables/{}.tex", "tables/{}_cost.csv", "figures/{}.pdf"):
@@ -160,9 +165,16 @@ def test_reward_table_has_every_method_beside_base_and_control(demo):
     assert (table["samples"] == 64).all()
     assert (table["reward_calls"] == np.where(table["method"] == "base", 0, 128)).all()
     wide = table.pivot(index="method", columns="metric", values=["mean", "over_base", "over_self"])
-    for control in ("base", "self"):
-        gains = wide["mean"] - wide["mean"].loc[control]
-        np.testing.assert_allclose(wide[f"over_{control}"], gains, rtol=0, atol=1e-8)
+    controls = table.groupby("method")["control"].first()[wide.index]
+    assert controls[["base", "graft", "pgraft_25", "pgraft_50", "ddpo"]].tolist() == [
+        "self",
+        "self",
+        "self_25",
+        *["self"] * 2,
+    ]
+    for over, control in (("over_base", ["base"] * len(wide)), ("over_self", controls)):
+        gains = wide["mean"].to_numpy() - wide["mean"].loc[control].to_numpy()
+        np.testing.assert_allclose(wide[over], gains, rtol=0, atol=1e-8)
 
 
 def test_flops_of_a_chain_are_those_of_its_steps(demo):
@@ -184,6 +196,42 @@ def test_provenance_says_what_a_reader_asks(demo):
     assert report["unconverged_share"] <= 0.01
     assert report["known_noise_error"] < 1e-3
     assert report["data_round_trip_error"] < 1e-4
+
+
+def test_leftovers_of_other_shards_and_seeds_are_not_read(copy):
+    """An earlier run had more of both; their files lie beside those of this one."""
+    folder = copy.folder / ONE_SEED
+    timing = json.loads((folder / "samples/shard0_timing.json").read_text())
+    slow = dict.fromkeys(timing["seconds_per_image"], 1e6)
+    (folder / "samples/shard1_timing.json").write_text(json.dumps({"seconds_per_image": slow}))
+    shutil.copy(folder / "inverted/shard0.json", folder / "inverted/shard7.json")
+    secret = "http://user:SECRET@127.0.0.1:1/data?token=SECRET"
+    done = copy.run(
+        "results/demo/provenance.json",
+        config={"mirror": secret},
+        arguments=["--forcerun", "table_images", "record_provenance"],
+    )
+    assert done.returncode == 0, done.stderr
+    cost = pd.read_csv(copy.folder / "results/demo/tables/images_cost.csv")
+    table = pd.read_csv(copy.folder / "results/demo/tables/images.csv")
+    assert (cost["seconds_per_image"] < 1e3).all()
+    assert set(cost["setting"]) == set(table["setting"])
+    record = json.loads(copy.bytes("results/demo/provenance.json"))
+    assert record["inversion"]["digits"].keys() == {"seed0/inverted/shard0.json"}
+    assert record["rule_seconds"].keys() >= {"draw_rollouts", "select_rollouts", "fine_tune", "evaluate_models"}
+    assert record["config"]["mirror"] == "http://127.0.0.1:1/data"
+
+
+def test_the_report_knows_what_the_command_line_changed(copy):
+    """The snakemake within must look for results where the one without has put them."""
+    (copy.folder / "results/demo").rename(copy.folder / "results/x")
+    (copy.folder / "results/x/report.html").unlink()
+    done = copy.run(
+        "results/x/report.html", arguments=["--rerun-triggers", "mtime", "--config", "scale=x", "mirror=a b"]
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Molecules" in (copy.folder / "results/x/report.html").read_text()
+    assert not (copy.folder / "results/demo").exists()
 
 
 def test_a_second_run_does_nothing(demo):
@@ -249,6 +297,15 @@ def test_an_inversion_that_does_not_converge_ends_the_job(copy):
     failing(copy, target, digits(inversion={"max_iterations": 1}), "did not converge at 4 steps", "worst at step")
 
 
+def test_shards_that_only_the_data_show_to_be_too_many_end_the_job(copy):
+    many = digits(data={"shards": 1798})
+    failing(copy, "results/demo/images/digits/data", many, "1798 shards of 1797 samples")
+    shard = f"{ONE_SEED}/inverted/shard30.safetensors"
+    failing(
+        copy, shard, digits(inversion={"images": None, "shards": 31}), "inversion.shards", "1797 images", "shard 30"
+    )
+
+
 def test_a_truncated_shard_is_named(copy):
     shard = copy.folder / ONE_SEED / "inverted/shard0.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
@@ -271,6 +328,11 @@ def test_a_base_saved_by_diffusers_is_taken_over(copy, tmp_path):
     network = build_network({"type": "ResidualMLP", "width": 8, "depth": 1}, (1, 8, 8), seed=7, run=0)
     network.save_pretrained(tmp_path / "mine")
     target = "results/demo/images/digits/base"
+    done = copy.run(target, config=digits(base={"pretrained": str(tmp_path / "mine")}))
+    assert done.returncode == 0, done.stderr
+    assert copy.planned(target, config=digits(base={"pretrained": str(tmp_path / "mine")})) == set()
+    network = build_network({"type": "ResidualMLP", "width": 8, "depth": 1}, (1, 8, 8), seed=8, run=0)
+    network.save_pretrained(tmp_path / "mine")
     done = copy.run(target, config=digits(base={"pretrained": str(tmp_path / "mine")}))
     assert done.returncode == 0, done.stderr
     taken = load_network(copy.folder / target).state_dict()

@@ -28,6 +28,7 @@ rule prepare_data:
 rule train_base:
     input:
         data="<results>/{task}/{setting}/data",
+        pretrained=pretrained_files,
     output:
         model=directory("<results>/{task}/{setting}/base"),
         timing="<results>/{task}/{setting}/base_timing.json",

@@ -62,6 +62,21 @@ def task_setting(leaf):
     return of_job
 
 
+def pretrained_files(wildcards):
+    """The files of a base that diffusers saved, so that others in their place rerun what follows.
+
+    None if the base is trained here, or if there are none: the job says what is missing.
+    """
+    folder = task_setting("base/pretrained")(wildcards)
+    found = [path for pattern in ("config.json", "*.safetensors") for path in Path(folder or "").glob(pattern)]
+    return sorted(map(str, found)) if folder else []
+
+
+def command_line_overrides(wildcards):
+    """The entries of --config, for a snakemake within; not the mirror, of which a log must not show the password."""
+    return [entry for entry in workflow.config_settings.config_args or [] if not entry.startswith("mirror=")]
+
+
 def task_code(script):
     """The same as `code`, with the task that a job works on, which its script loads by name."""
 
@@ -176,10 +191,15 @@ IMAGE_SETTINGS = config["images"]["run"]
 
 def metric_names(name):
     """FID and KID on InceptionV3; on other features the network is named, as the figures are not comparable."""
-    if config["images"]["settings"][name]["features"]["extractor"] == "inception":
-        return {"frechet": "FID", "kid": "KID", "precision": "precision", "recall": "recall"}
-    features = f"{name} classifier"
-    return {"frechet": f"FD ({features})", "kid": f"KD ({features})", "precision": "precision", "recall": "recall"}
+    inception = config["images"]["settings"][name]["features"]["extractor"] == "inception"
+    features = "InceptionV3" if inception else f"{name} classifier"
+    return {
+        "frechet": "FID" if inception else f"FD ({features})",
+        "kid": "KID" if inception else f"KD ({features})",
+        # Named on InceptionV3 too, as the published ones are on VGG-16.
+        "precision": f"precision ({features})",
+        "recall": f"recall ({features})",
+    }
 
 
 def chain_plan(name):

@@ -43,6 +43,7 @@ rule table_images:
                 "chains": chain_plan(name),
                 "names": metric_names(name),
                 "dequantisation": config["images"]["settings"][name]["points"]["dequantisation"],
+                "shards": len(shards_of(name, "sampling")),
             }
             for name in IMAGE_SETTINGS
         },
@@ -214,6 +215,7 @@ rule record_provenance:
     params:
         benchmarks=f"{RESULTS}/benchmarks",
         results=tables_folder,
+        inversion_shards={name: len(shards_of(name, "inversion")) for name in IMAGE_SETTINGS},
         settings={task: config[task]["run"] for task in TASKS_RUN},
         precision=config["compute"]["precision"],
         code=code("record_provenance.py"),
@@ -243,10 +245,11 @@ rule report:
     params:
         python=sys.executable,
         configfiles=[os.path.relpath(path) for path in workflow.configfiles],
+        overrides=command_line_overrides,
         targets=[f"{kind}_{task}" for task in TASKS_RUN for kind in ("table", "figure")],
     shell:
-        "{params.python:q} -m snakemake --nolock --cores 1 --configfile {params.configfiles:q} --report {output:q} "
-        "-- {params.targets:q} record_provenance > {log:q} 2>&1"
+        "{params.python:q} -m snakemake --nolock --cores 1 --configfile {params.configfiles:q} "
+        "--config {params.overrides:q} --report {output:q} -- {params.targets:q} record_provenance > {log:q} 2>&1"
 
 
 rule measure_speed:
@@ -265,14 +268,20 @@ rule measure_speed:
         runtime=30,
     params:
         network=task_setting("base/network"),
-        channels=task_setting("points/channels"),
-        image_size=task_setting("points/image_size"),
+        points=task_setting("points"),
+        training=task_setting("base/training"),
         batch_size=task_setting("sampling/batch_size"),
         precision=config["compute"]["precision"],
         compile=config["compute"]["compile"],
         code=code("measure_speed.py"),
     script:
         "../scripts/measure_speed.py"
+
+
+# They only print.
+localrules:
+    benchmarks,
+    tune,
 
 
 rule tune:

@@ -20,7 +20,7 @@ def main(job):
     data = load_images(job.input.data)
     # The model's data are the dequantised ones, so they are the reference, through the same decoding as samples.
     batches = shard_batches(len(data), job.params.batch_size, shard=0, shards=1)
-    points = (task.points(data, len(data), seed, Draw.REFERENCE, *batch) for batch in batches)
+    points = (task.points(data, torch.arange(len(data)), seed, Draw.REFERENCE, *batch) for batch in batches)
     reference = features(torch.cat([task.decode(x) for x in points]))
 
     def measure(images):

@@ -6,12 +6,12 @@ import torch
 
 from graft.errors import UserError
 from graft.files import write_json
-from graft.inversion import invert
+from graft.inversion import invert, largest_error
 from graft.jobs import compute_of, run
 from graft.networks.flows import load_network, velocity_of
 from graft.progress import progress
 from graft.sampling import flow_stage, sample
-from graft.seeding import Draw, chunked_normal
+from graft.seeding import Draw, chunked_normal, random_rows
 from graft.shards import shard_batches, write_tensors
 from graft.tasks.images import Images, load_images
 
@@ -24,8 +24,14 @@ def main(job):
     seed, shard = int(job.wildcards.seed), int(job.wildcards.shard)
     images = load_images(job.input.data)
     velocity = velocity_of(load_network(job.input.base).to(compute.device))
-    count = min(params.images or len(images), len(images))
-    batches = shard_batches(count * params.repeats, params.batch_size, shard, params.shards)
+    # At random, as a folder of images may be sorted by class.
+    rows = random_rows(len(images), params.images or len(images), seed, Draw.SUBSET)
+    batches = shard_batches(len(rows) * params.repeats, params.batch_size, shard, params.shards)
+    if not batches:
+        raise UserError(
+            f"inversion.shards: none of the batches of {len(rows)} images is left for shard {shard} of "
+            f"{params.shards}; lower it, or inversion.batch_size"
+        )
 
     def inverse(x, steps):
         return invert(x.to(compute.device), velocity, steps, params.tolerance, params.max_iterations)
@@ -35,7 +41,7 @@ def main(job):
 
     tensors, summary = {}, {}
     for steps in params.step_counts:
-        points = [task.points(images, count, seed, Draw.DEQUANTISATION, *batch) for batch in batches]
+        points = [task.points(images, rows, seed, Draw.DEQUANTISATION, *batch) for batch in batches]
         found = [inverse(x, steps) for x in progress(points, f"inverting {steps} steps")]
         check_convergence(torch.cat([inversion.error for inversion in found]), steps, params)
         solved = torch.cat([inversion.converged(params.tolerance) for inversion in found]).cpu()
@@ -53,19 +59,13 @@ def main(job):
             "unconverged_share": (~solved).double().mean().item(),
             "evaluations_per_step": sum(inversion.evaluations for inversion in found) / (steps * len(solved)),
             "noise_standard_deviation": noise[solved].std().item(),
-            "data_round_trip_error": relative_error(forward(noise[few], steps).cpu(), torch.cat(points)[few]),
+            "data_round_trip_error": largest_error(forward(noise[few], steps).cpu(), torch.cat(points)[few]),
             "known_noise_unconverged_share": (~recovered).double().mean().item(),
-            "known_noise_error": relative_error(again.noise.cpu()[recovered], known[recovered]),
+            "known_noise_error": largest_error(again.noise.cpu()[recovered], known[recovered]),
         }
         logging.info("%d steps: %s", steps, summary[steps])
     write_tensors(job.output.noise, tensors, {"shard": shard})
     write_json(job.output.summary, summary)
-
-
-def relative_error(x, truth):
-    """The largest ||x - truth|| / ||truth|| over samples, 0 for none."""
-    errors = (x - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
-    return errors.max().item() if len(errors) else 0.0
 
 
 def check_convergence(error, steps, params):

@@ -33,17 +33,22 @@ def main(job):
     write_csv(job.output.cost, costs)
 
 
+def setting_of(folder):
+    """A setting as tables name it: with the note of the data that it was run on, if these are not the usual ones."""
+    note = read_json(folder / "data" / "data.json")["note"]
+    return f"{folder.name} ({note})" if note else folder.name
+
+
 def values_of(job, name, plan):
     """A row for each seed, chain and metric of a setting; the clean data are a row of their own."""
     folder = Path(job.params.folder) / name
-    note = read_json(folder / "data" / "data.json")["note"]
     for seed in job.params.seeds:
         found = read_json(folder / f"seed{seed}" / "metrics.json")
         for chain in [DATA, *chains(**plan["chains"])]:
             metrics, cost = found["metrics"][chain.name], found["costs"].get(chain.name, {})
             row = {
                 "task": "images",
-                "setting": f"{name} ({note})" if note else name,
+                "setting": setting_of(folder),
                 "method": chain.method,
                 "base_steps": chain.base_steps,
                 "corrector_steps": chain.corrector_steps,
@@ -69,7 +74,7 @@ def costs_of(job, name, plan):
     sampled = [
         pd.Series(read_json(path)["seconds_per_image"])
         for seed in job.params.seeds
-        for path in sorted((folder / f"seed{seed}" / "samples").glob("*_timing.json"))
+        for path in (folder / f"seed{seed}/samples/shard{shard}_timing.json" for shard in range(plan["shards"]))
     ]
     seconds = pd.concat(sampled, axis=1)
     for chain in chains(**plan["chains"]):
@@ -81,7 +86,7 @@ def costs_of(job, name, plan):
         rates = [rates[str(chain.base_steps)] for rates in trained]
         yield {
             "task": "images",
-            "setting": name,
+            "setting": setting_of(folder),
             "method": chain.method,
             "base_steps": chain.base_steps,
             "corrector_steps": chain.corrector_steps,

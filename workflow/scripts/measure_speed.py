@@ -1,26 +1,55 @@
-"""Measure what the sampler adds to the network's bare forward passes, on freshly built networks of a setting."""
+"""Measure, on freshly built networks of a setting, what the sampler adds to bare forward passes, and the training."""
 
 import json
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
 
 from graft.files import write_json
 from graft.jobs import compute_of, run
-from graft.networks.flows import build_network, count_flops, velocity_of
+from graft.networks.flows import count_flops, velocity_of
 from graft.sampling import flow_stage, sample
-from graft.speed import matmul_flops_per_second, seconds_per_call
+from graft.shards import ShardedTensor, write_tensors
+from graft.speed import PASSES_OF_A_STEP, matmul_flops_per_second, seconds_per_call
+from graft.tasks.images import Images
+from graft.training import TrainingSettings, train
 
 STEPS = 20
+TRAINING_STEPS = 200
+"""So many that, as in a real training, not every step is a point of the loss curve, which waits for the device."""
 
 
 def main(job):
-    compute, batch_size = compute_of(job), job.params.batch_size
-    shape = (job.params.channels, job.params.image_size, job.params.image_size)
-    network = build_network(job.params.network, shape, seed=0, run=0).eval().requires_grad_(False)
-    flops = count_flops(network)
+    compute, task, training = compute_of(job), Images(**job.params.points), job.params.training
+    network = task.build_network(job.params.network, seed=0, run=0)
+    flops, peak = count_flops(network), matmul_flops_per_second(compute)
+    seconds, overhead = time_sampling(network.eval().requires_grad_(False), task, job.params.batch_size, compute)
+    evaluations = job.params.batch_size * STEPS / seconds
+    images = training["batch_size"] / time_training(job, task, compute)
+    result = {
+        "setting": job.wildcards.setting,
+        "sampling": {
+            "batch_size": job.params.batch_size,
+            "evaluations_per_second": evaluations,
+            "overhead": overhead,
+            "mfu": flops * evaluations / peak,
+        },
+        "training": {
+            "batch_size": training["batch_size"],
+            "images_per_second": images,
+            "mfu": PASSES_OF_A_STEP * flops * images / peak,
+        },
+    }
+    write_json(job.output[0], result)
+    print(json.dumps(result, indent=2))
+
+
+def time_sampling(network, task, batch_size, compute):
+    """Seconds of sampling a batch in STEPS steps, and the share that it takes over as many bare forward passes."""
     velocity = velocity_of(network, compute)
-    x = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0)).to(compute.device)
+    x = torch.randn(batch_size, *task.shape, generator=torch.Generator().manual_seed(0)).to(compute.device)
     t = torch.ones(batch_size, device=compute.device)
 
     def bare():
@@ -32,16 +61,28 @@ def main(job):
 
     # In turns, so that what else the machine does meets both alike.
     pairs = [[seconds_per_call(call, compute, repeats=1) for call in (bare, sampled)] for _ in range(15)]
-    sampling = median(seconds for _, seconds in pairs)
-    result = {
-        "setting": job.wildcards.setting,
-        "batch_size": batch_size,
-        "images_per_second_per_step": batch_size * STEPS / sampling,
-        "sampler_overhead": median(ours / forward for forward, ours in pairs) - 1,
-        "mfu": flops * batch_size * STEPS / sampling / matmul_flops_per_second(compute),
-    }
-    write_json(job.output[0], result)
-    print(json.dumps(result, indent=2))
+    return median(seconds for _, seconds in pairs), median(ours / forward for forward, ours in pairs) - 1
+
+
+def time_training(job, task, compute):
+    """Seconds of a training step on random images."""
+    rng, count = torch.Generator().manual_seed(0), job.params.training["batch_size"]
+    images = torch.randint(256, (count, *task.shape), generator=rng, dtype=torch.uint8)
+    with TemporaryDirectory() as folder:
+        data = Path(folder) / "images.safetensors"
+        write_tensors(data, {"images": images}, {})
+        log = train(
+            task.build_network(job.params.network, seed=0, run=0),
+            [ShardedTensor([data], "images")],
+            task.loss,
+            TrainingSettings(**{**job.params.training, "steps": TRAINING_STEPS}),
+            seed=0,
+            run=0,
+            compute=compute,
+            checkpoint=Path(folder) / "checkpoint.safetensors",
+            identity="",
+        )
+    return log.seconds_per_step
 
 
 run(main, snakemake)

@@ -10,12 +10,24 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from graft.assets import without_credentials
 from graft.files import read_json, write_json
 from graft.jobs import compute_of, run
 from graft.networks.flows import count_flops, load_network
-from graft.speed import matmul_flops_per_second
+from graft.speed import PASSES_OF_A_STEP, matmul_flops_per_second
 
-PACKAGES = ["snakemake", "torch", "torchvision", "diffusers", "torch-fidelity", "numpy", "pandas", "matplotlib"]
+PACKAGES = [
+    "snakemake",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "torch-fidelity",
+    "numpy",
+    "scipy",
+    "rdkit",
+    "pandas",
+    "matplotlib",
+]
 
 
 def main(job):
@@ -41,12 +53,15 @@ def main(job):
             for task, names in job.params.settings.items()
             for name in names
         },
-        "inversion": {name: inversions(results / "images" / name) for name in images},
+        "inversion": {
+            name: inversions(results / "images" / name, job.config["seeds"], job.params.inversion_shards[name])
+            for name in images
+        },
         "throughput": {
             name: throughput(results / "images" / name, pd.read_csv(results / "tables/images_cost.csv"), peak)
             for name in images
         },
-        "config": job.config,
+        "config": {**job.config, "mirror": job.config["mirror"] and without_credentials(job.config["mirror"])},
     }
     write_json(job.output[0], record)
 
@@ -66,7 +81,7 @@ def git(*arguments):
 
 
 def rule_seconds(folder):
-    """Wall-clock seconds and largest resident memory of each rule's jobs, from Snakemake's benchmarks."""
+    """Wall-clock seconds and largest resident memory of each rule's jobs, from all of Snakemake's benchmarks."""
     rules = {path: path.stem if path.parent == folder else path.parent.name for path in folder.rglob("*.tsv")}
     jobs = pd.concat([pd.read_csv(path, sep="\t").assign(rule=rule) for path, rule in rules.items()])
     jobs["max_rss"] = pd.to_numeric(jobs["max_rss"], errors="coerce").fillna(0)
@@ -77,9 +92,10 @@ def rule_seconds(folder):
     }
 
 
-def inversions(folder):
+def inversions(folder, seeds, shards):
     """The inversion's report of every seed and shard."""
-    return {str(path.relative_to(folder)): read_json(path) for path in sorted(folder.glob("seed*/inverted/*.json"))}
+    names = [f"seed{seed}/inverted/shard{shard}.json" for seed in seeds for shard in range(shards)]
+    return {name: read_json(folder / name) for name in names}
 
 
 def throughput(folder, costs, peak):
@@ -88,11 +104,10 @@ def throughput(folder, costs, peak):
         read_json(folder / "base_timing.json")["samples_per_second"],
         count_flops(load_network(folder / "base")),
     )
-    base = costs[(costs["setting"] == folder.name) & (costs["method"] == "base")]
+    base = costs[(costs["setting"].str.split().str[0] == folder.name) & (costs["method"] == "base")]
     steps_per_second = (base["base_steps"] / base["seconds_per_image"]).mean()
     return {
-        # A training step is three forward passes: one forward, two for the gradients.
-        "training": {"images_per_second": rate, "mfu": rate and 3 * flops * rate / peak},
+        "training": {"images_per_second": rate, "mfu": rate and PASSES_OF_A_STEP * flops * rate / peak},
         "sampling": {"evaluations_per_second": steps_per_second, "mfu": flops * steps_per_second / peak},
     }
 

@@ -10,10 +10,13 @@ from graft.jobs import compute_of, run
 from graft.networks.flows import count_flops, load_network, point_shape, velocity_of
 from graft.noise_correction import chains
 from graft.progress import progress
-from graft.sampling import Stage, flow_stage, sample
+from graft.sampling import flow_stage, sample
 from graft.seeding import Draw, chunked_normal
 from graft.shards import shard_batches, write_tensors
 from graft.tasks.images import Images
+
+WARM_UP = 3
+"""Calls of a compiled network before it is timed: the first compiles it, the second records a CUDA graph."""
 
 
 def main(job):
@@ -30,6 +33,10 @@ def main(job):
     batches = shard_batches(params.samples, params.batch_size, shard, params.shards)
     # Every chain starts from the same noises, so that differences between chains are not differences of noises.
     noises = [chunked_normal(seed, Draw.NOISE, *batch, point_shape(base)) for batch in batches]
+    # Both happen anew for each size of a batch.
+    for noise in {len(noise): noise for noise in noises}.values():
+        for velocity in velocities.values():
+            sample(noise.to(compute.device), [flow_stage(velocity, WARM_UP)])
 
     tensors, timing, costs = {}, {}, {}
     for chain in chains(params.step_counts, params.paths, params.corrector_steps):
@@ -48,9 +55,6 @@ def main(job):
 
 def draw(noises, stages, task, compute, name):
     """uint8 images of a chain (n, C, H, W) and the seconds that one image took."""
-    sample(
-        noises[0].to(compute.device), [Stage(stage.update, stage.times[:2]) for stage in stages]
-    )  # compiles, warms caches
     compute.synchronize()
     start = time.monotonic()
     images = [task.decode(sample(noise.to(compute.device), stages)).cpu() for noise in progress(noises, name)]

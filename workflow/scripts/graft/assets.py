@@ -49,13 +49,21 @@ def fetch_asset(name: str, formats: list[dict[str, Any]], mirror: str | None, fo
             write_json(folder / DESCRIPTION, description)
             return
     wanted = "; or ".join(", ".join(file["name"] for file in form["files"]) for form in formats)
-    where = f"the mirror {_shown(mirror)} does not hold it" if mirror else "no mirror is configured"
+    where = f"the mirror {without_credentials(mirror)} does not hold it" if mirror else "no mirror is configured"
     raise UserError(f"asset {name}: {where}, and it has no public address or it cannot be reached; needed: {wanted}")
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What `fetch_asset` wrote: `asset`, `reader`, `note` and the `files` with their sha256 (None for a folder)."""
+    """What `fetch_asset` wrote: `asset`, `reader`, `note` and the `files` with their sha256 (see `_digest`)."""
     return read_json(folder / DESCRIPTION)
+
+
+def without_credentials(place: str) -> str:
+    """A place without what must not reach a log: user names, passwords, queries and fragments of URLs."""
+    if not _is_url(place):
+        return place
+    parts = _parts(place)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _find(files: list[dict[str, Any]], source: str | None) -> list[tuple[dict[str, Any], str]] | None:
@@ -84,11 +92,11 @@ def _exists(place: str) -> bool:
             # A web server sends who asks for a folder on to its listing, which is no file.
             return not urllib.parse.urlsplit(response.url).path.endswith("/")
     except REQUEST_ERRORS as error:
-        logger.info("%s: %s", _shown(place), _reason(error))
+        logger.info("%s: %s", without_credentials(place), _reason(error))
         return False
 
 
-def _place(name: str, file: dict[str, Any], place: str, folder: Path) -> str | None:
+def _place(name: str, file: dict[str, Any], place: str, folder: Path) -> str:
     """Link or download one file into `folder`, whole and verified or not at all; returns its sha256."""
     algorithm = "md5" if "md5" in file else "sha256"
     content = file.get("checksum_of") == "content"
@@ -97,15 +105,14 @@ def _place(name: str, file: dict[str, Any], place: str, folder: Path) -> str | N
             _download(place, scratch, file)
         else:
             os.symlink(Path(place).resolve(), scratch)
-        algorithms = set() if scratch.is_dir() else {"sha256", algorithm}
-        digests = {each: _digest(scratch, place, content, each) for each in algorithms}
-        if file[algorithm] and digests.get(algorithm) != file[algorithm]:
+        digests = {each: _digest(scratch, place, content, each) for each in {"sha256", algorithm}}
+        if file[algorithm] and digests[algorithm] != file[algorithm]:
             raise UserError(
-                f"asset {name}: {_shown(place)} does not have the {algorithm} {file[algorithm]} that "
+                f"asset {name}: {without_credentials(place)} does not have the {algorithm} {file[algorithm]} that "
                 "config/assets.yaml states; delete or replace it"
             )
-    logger.info("%s: %s (sha256 %s)", name, _shown(place), digests.get("sha256"))
-    return digests.get("sha256")
+    logger.info("%s: %s (sha256 %s)", name, without_credentials(place), digests["sha256"])
+    return digests["sha256"]
 
 
 def _download(url: str, path: Path, file: dict[str, Any]) -> None:
@@ -120,13 +127,23 @@ def _download(url: str, path: Path, file: dict[str, Any]) -> None:
                 raise ConnectionError(f"the answer ended after {out.tell()} of {length} bytes")
     except REQUEST_ERRORS as error:
         advice = "try again, or give a mirror with --config mirror=…"
-        raise UserError(f"{_shown(url)}: {_reason(error)}; {advice}") from None  # the chained text may quote the URL
+        # From None, as the chained text may quote the URL.
+        raise UserError(f"{without_credentials(url)}: {_reason(error)}; {advice}") from None
 
 
 def _digest(path: Path, place: str, content: bool, algorithm: str) -> str:
-    """Checksum of a file, or of what a gzip file holds where the asset says so (its wrapping is not canonical)."""
+    """Checksum of a file, or of what a gzip file holds where the asset says so (its wrapping is not canonical).
+
+    A folder's is that of the lines `checksum  relative/name` of its files in the order of their names.
+    """
+    if path.is_dir():
+        # os.walk, because the asset may be a link to the folder, or hold some, and Path.rglob does not follow links.
+        walked = os.walk(path, followlinks=True)
+        found = {Path(parent, name).relative_to(path).as_posix() for parent, _, names in walked for name in names}
+        lines = (f"{_digest(path / name, f'{place}/{name}', False, algorithm)}  {name}\n" for name in sorted(found))
+        return hashlib.new(algorithm, os.fsencode("".join(lines))).hexdigest()
     with (
-        reading(_shown(place), "gzip file" if content else "file"),
+        reading(without_credentials(place), "gzip file" if content else "file"),
         (gzip.open if content else open)(path, "rb") as stream,
     ):
         return hashlib.file_digest(stream, algorithm).hexdigest()
@@ -159,14 +176,6 @@ def _request(url: str, method: str) -> urllib.request.Request:
         # Unredirected: a host to which the mirror sends us on must not see them.
         request.add_unredirected_header("Authorization", f"Basic {token}")
     return request
-
-
-def _shown(place: str) -> str:
-    """A place without what must not reach a log: user names, passwords, queries and fragments of URLs."""
-    if not _is_url(place):
-        return place
-    parts = _parts(place)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _reason(error: Exception) -> str:

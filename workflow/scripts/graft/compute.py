@@ -38,7 +38,9 @@ class Compute:
         torch.use_deterministic_algorithms(not gpus)
         # float32 stays float32: the inverse of a sampler needs all its digits.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.benchmark = bool(gpus)
+        # Tuning every convolution to its shape pays only where shapes stay the same, as they must when compiled: in an
+        # inversion the batch shrinks as samples converge, and each size would be tuned anew.
+        torch.backends.cudnn.benchmark = bool(gpus) and compiled
         return cls(lease_gpu() if gpus else torch.device("cpu"), precision, compiled)
 
     def autocast(self) -> AbstractContextManager:

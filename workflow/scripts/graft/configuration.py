@@ -24,6 +24,9 @@ Validator = extend(
     ),
 )
 
+UNET_LISTS = ("block_out_channels", "down_block_types", "up_block_types")
+"""Lists of a UNet2DModel's arguments that have one entry for each resolution."""
+
 
 def check_config(config: dict[str, Any], schema: Path) -> None:
     """Check `config` against a closed JSON schema (a YAML file).
@@ -49,6 +52,37 @@ def check_references(config: dict[str, Any], assets: dict[str, Any]) -> None:
                 raise UserError(f"{place}.data.asset: {asset!r} is not in {config['assets']}{_nearest(asset, assets)}")
             if "methods" in settings[name]:
                 _check_rewards(place, settings[name], config["seeds"])
+            if "inversion" in settings[name]:
+                _check_corrections(place, settings[name])
+
+
+def _check_shards(place: str, shards: int, samples: int, batch_size: int, advice: str) -> None:
+    """Check that each of `shards` gets at least one batch."""
+    batches = math.ceil(samples / batch_size)
+    if shards > batches:
+        raise UserError(f"{place}.shards: {shards} shards of {batches} batches leave some empty; lower it, or {advice}")
+
+
+def _check_corrections(place: str, setting: dict[str, Any]) -> None:
+    """Check a setting whose noise is corrected."""
+    sampling, inversion = setting["sampling"], setting["inversion"]
+    _check_shards(
+        f"{place}.sampling", sampling["shards"], sampling["samples"], sampling["batch_size"], "sampling.batch_size"
+    )
+    if inversion["images"] is not None:  # else only the data tell how many there are
+        samples = inversion["images"] * inversion["repeats"]
+        _check_shards(
+            f"{place}.inversion", inversion["shards"], samples, inversion["batch_size"], "inversion.batch_size"
+        )
+    for part in ("base", "corrector"):
+        _check_network(f"{place}.{part}.network", setting[part]["network"])
+
+
+def _check_network(place: str, network: dict[str, Any]) -> None:
+    lengths = {name: len(network[name]) for name in UNET_LISTS if name in network}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise UserError(f"{place}: one entry a resolution in each list; their lengths are {found}")
 
 
 def _check_rewards(place: str, setting: dict[str, Any], seeds: list[int]) -> None:
@@ -57,12 +91,8 @@ def _check_rewards(place: str, setting: dict[str, Any], seeds: list[int]) -> Non
         raise UserError(f"{place}.tuning.seed: is among seeds, but what tunes a method must not measure it")
     batch_size, rollouts = setting["sampler"]["batch_size"], setting["rollouts"]
     for block in ("rollouts", "evaluation"):
-        shards, batches = setting[block]["shards"], math.ceil(setting[block]["samples"] / batch_size)
-        if shards > batches:
-            raise UserError(
-                f"{place}.{block}.shards: {shards} shards of {batches} batches leave some empty; lower it, or "
-                "sampler.batch_size"
-            )
+        shards, samples = setting[block]["shards"], setting[block]["samples"]
+        _check_shards(f"{place}.{block}", shards, samples, batch_size, "sampler.batch_size")
     # What graft.shards.shard_batches gives to the first shard, whose snapshots are continued.
     first = math.ceil(math.ceil(rollouts["samples"] / batch_size) / rollouts["shards"]) * batch_size
     first, branched = min(first, rollouts["samples"]), setting["evaluation"]["branched"]
@@ -108,6 +138,9 @@ def _lines(error: ValidationError) -> Iterator[str]:
         )
     elif error.validator == "type" and isinstance(error.instance, str) and _is_number(error.instance):
         yield f"{place}: {error.instance!r} is text in YAML; write it with a decimal point, as 1.0e-6"
+    elif error.validator == "enum":
+        words = [word for word in error.validator_value if isinstance(word, str)]
+        yield f"{place}: {error.message}{_nearest(error.instance, words)}"
     else:
         yield f"{place}: {error.message}"
 

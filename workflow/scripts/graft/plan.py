@@ -98,9 +98,17 @@ class RewardPlan:
         return min(unselected, key=differences, default=None)
 
     def for_table(self) -> dict[str, Any]:
-        """What a table says beside the results."""
+        """What a table says beside the results; controls first, then by cut, policy gradients last.
+
+        An overlay's keys come before those that it leaves as they are, so the configuration's order says little.
+        """
+
+        def place(item: tuple[str, dict[str, Any]]) -> tuple[bool, bool, float]:
+            method = item[1]
+            return "iterations" in method, method.get("rule") is not None, method.get("cut", 0.0)
+
         return {
-            "methods": self.methods,
+            "methods": dict(sorted(self.methods.items(), key=place)),
             "controls": {name: self.control(name) for name in ["base", *self.methods]},
             "groups": list(self.groups),
             "eta": self.setting["sampler"]["eta"],

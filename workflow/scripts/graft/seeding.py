@@ -33,6 +33,8 @@ class Draw(IntEnum):
     BRANCH = 10
     SELECTION = 11
     POLICY = 12
+    SUBSET = 13
+    NEIGHBOURS = 14
 
 
 def generator(seed: int, draw: Draw, *index: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -90,6 +92,13 @@ def chunked_rows(rows: int, seed: int, draw: Draw, *index: int, start: int, stop
         torch.randint(rows, (CHUNK,), generator=generator(seed, draw, *index, chunk)) for chunk in _chunks(start, stop)
     ]
     return torch.cat(chunks)[: stop - start]
+
+
+def random_rows(total: int, count: int, seed: int, draw: Draw, *index: int) -> Tensor:
+    """`count` different row numbers below `total`, ascending, (count,) int64; all of them if there are no more."""
+    if count >= total:
+        return torch.arange(total)
+    return torch.randperm(total, generator=generator(seed, draw, *index))[:count].sort().values
 
 
 def _chunks(start: int, stop: int) -> range:

@@ -9,6 +9,9 @@ import torch
 
 from graft.compute import Compute
 
+PASSES_OF_A_STEP = 3
+"""What a training step costs, in forward passes: one forward, two for the gradients."""
+
 
 def seconds_per_call(call: Callable[[], object], compute: Compute, repeats: int) -> float:
     """Median wall-clock seconds of `call`, each call waited for, after one to warm up."""

@@ -25,7 +25,11 @@ logger = logging.getLogger(__name__)
 
 GRADIENT_NORM = 1.0
 LOG_POINTS = 100
-"""Points of the loss curve, each the mean loss since the point before."""
+"""Points of the loss curve, each the mean loss since the point before; more in a training of so many steps that they
+would be further apart than LOG_STEPS."""
+
+LOG_STEPS = 500
+"""The most steps from point to point. Only at a point is a checkpoint written or a loss that is not finite noticed."""
 
 CHECKPOINT_MINUTES = 3
 WARMUP = 20
@@ -81,7 +85,7 @@ def train(
     first = state.load(checkpoint)
     network = compute.compile(model)
     running, count = torch.zeros((), device=compute.device), 0
-    every = max(1, settings.steps // LOG_POINTS)
+    every = max(1, min(settings.steps // LOG_POINTS, LOG_STEPS))
     due = time.monotonic() + 60 * CHECKPOINT_MINUTES
     stopwatch = Stopwatch(compute, warmup=min(WARMUP, settings.steps // 2))
     for step in progress(range(first, settings.steps), "training", initial=first, total=settings.steps):

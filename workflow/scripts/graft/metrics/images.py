@@ -2,7 +2,8 @@
 
 The Frechet distance on InceptionV3 features is FID (Heusel et al. 2017); on any other features it is called FD, with
 the feature network named. KID is the unbiased polynomial-kernel MMD (Binkowski et al. 2018), precision and recall are
-those of Kynkaanniemi et al. (2019) with 3 neighbours.
+those of Kynkaanniemi et al. (2019) with 3 neighbours. They use VGG-16's features: on others, InceptionV3's included,
+the numbers are not comparable with published ones, so the features are named there too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from graft.compute import Compute
 from graft.errors import UserError
 from graft.networks.classifier import ImageClassifier
 from graft.networks.saved import load_saved
+from graft.seeding import Draw, random_rows
 
 KID_SUBSET = 1000
 
@@ -82,8 +84,8 @@ class FeatureSpace:
 def distances(samples: Tensor, reference: Tensor, *, seed: int, precision_recall_samples: int) -> dict[str, float]:
     """Frechet distance, KID, precision and recall of features (n, d) against reference features (m, d).
 
-    Precision and recall compare the first `precision_recall_samples` of each set, as their cost is quadratic; KID's
-    subsets are drawn with `seed`. Raises UserError if a set has too few samples to have `NEIGHBOURS`.
+    Precision and recall compare a random `precision_recall_samples` of each set, as their cost is quadratic; these and
+    KID's subsets are drawn with `seed`. Raises UserError if a set has too few samples to have `NEIGHBOURS`.
     """
     if min(len(samples), len(reference)) <= NEIGHBOURS:
         raise UserError(
@@ -93,8 +95,12 @@ def distances(samples: Tensor, reference: Tensor, *, seed: int, precision_recall
     statistics = [fid_features_to_statistics(features) for features in (samples, reference)]
     subset = min(KID_SUBSET, len(samples), len(reference))
     kid = kid_features_to_metric(samples, reference, kid_subset_size=subset, rng_seed=seed, verbose=False)
-    heads = [features[:precision_recall_samples] for features in (samples, reference)]
-    prc = prc_features_to_metric(*heads, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False)
+    # At random, as a folder of images may be sorted by class.
+    subsets = [
+        features[random_rows(len(features), precision_recall_samples, seed, Draw.NEIGHBOURS, number)]
+        for number, features in enumerate((samples, reference))
+    ]
+    prc = prc_features_to_metric(*subsets, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False)
     return {
         "frechet": fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID],
         "kid": kid[KEY_METRIC_KID_MEAN],

@@ -68,13 +68,13 @@ class Images:
         """Points (B, C, H, W) as uint8 images, rounded and clipped to the pixels' range."""
         return ((x_0.clamp(-1, 1) + 1) * 127.5).round().byte()
 
-    def points(self, images: ShardedTensor, count: int, seed: int, draw: Draw, start: int, stop: int) -> Tensor:
-        """The points [start, stop) of the endless repetition of the first `count` images, (stop - start, C, H, W).
+    def points(self, images: ShardedTensor, rows: Tensor, seed: int, draw: Draw, start: int, stop: int) -> Tensor:
+        """The points [start, stop) of the endless repetition of `images[rows]`, (stop - start, C, H, W).
 
         Each repetition of an image is dequantised anew, with the noise of (seed, draw).
         """
         noise = chunked_normal(seed, draw, start, stop, images.shape)
-        return self.encode(images[torch.arange(start, stop) % count], noise)
+        return self.encode(images[rows[torch.arange(start, stop) % len(rows)]], noise)
 
 
 def load_images(folder: str | Path, name: str = "images") -> ShardedTensor:
