@@ -1,6 +1,7 @@
 """The reward chain as its users run it: own molecules, models and rewards, rounds, shards, and what is refused."""
 
 import inspect
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -137,6 +138,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copy(finished, tmp_path):
+    shutil.copytree(finished.folder / "my_base", tmp_path / "my_base")  # an input: its time stamps count
     return RewardCheckout(tmp_path, results=finished)
 
 
