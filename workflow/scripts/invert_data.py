@@ -47,7 +47,6 @@ def main(job):
         solved = torch.cat([inversion.converged(params.tolerance) for inversion in found]).cpu()
         noise = torch.cat([inversion.noise for inversion in found]).cpu()
         tensors[f"noise_{steps}"] = noise[solved]
-        tensors[f"row_{steps}"] = torch.arange(batches[0][0], batches[-1][1])[solved]
 
         checked = min(CHECKED, params.batch_size, len(solved))
         few = solved.nonzero().squeeze(1)[:checked]
