@@ -61,7 +61,8 @@ class SetTransformer(ModelMixin, ConfigMixin):
             with torch.autocast(sample.device.type, enabled=False):
                 return self.leave(self.norm_out(hidden.float(), condition.float())) * mask[..., None]
         differences, bumps = pairs(sample[..., :3])
-        biases = self.bias(bumps.to(hidden.dtype)).permute(0, 3, 1, 2) + seen
+        biases = self.bias(bumps.to(hidden.dtype)).permute(0, 3, 1, 2)
+        biases = biases + seen.to(biases.dtype)
         for block, bias in zip(self.blocks, biases.chunk(len(self.blocks), dim=1), strict=True):
             hidden = block(hidden, condition, bias)
         with torch.autocast(sample.device.type, enabled=False):
