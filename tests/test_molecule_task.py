@@ -11,6 +11,7 @@ from rdkit import Chem
 from rdkit.Chem import QED
 from safetensors.torch import load_file, save_file
 
+from graft.compute import Compute
 from graft.errors import UserError
 from graft.networks.flows import build_network
 from graft.networks.set_transformer import SetTransformer
@@ -379,16 +380,20 @@ def test_heads_that_do_not_divide_the_width_are_refused():
         TASK.build_network({**SIZES, "heads": 3}, seed=0, run=0)
 
 
+def rewards(molecules, function):
+    return TASK.rewards(molecules, {"function": function}, Compute(torch.device("cpu"), "fp32", compiled=False))
+
+
 def test_rewards():
-    np.testing.assert_array_equal(TASK.rewards(cloud(), "stability"), [1, 1, 1, 1, 1, 0])
-    found = TASK.rewards(cloud(), "qed")
+    np.testing.assert_array_equal(rewards(cloud(), "stability"), [1, 1, 1, 1, 1, 0])
+    found = rewards(cloud(), "qed")
     assert found.dtype == np.float64
     expected = [QED.qed(Chem.MolFromSmiles(smiles)) for smiles in ("C", "O", "C#N", "CO")]
     np.testing.assert_allclose(found[:4], expected, rtol=1e-6)
     assert found[4] == found[1], "two waters are worth what one is"
     lacking = cloud()
     lacking.positions[0, 4] += 20
-    assert TASK.rewards(lacking, "qed")[0] == 0, "RDKit would fill in the hydrogen that methane lost"
+    assert rewards(lacking, "qed")[0] == 0, "RDKit would fill in the hydrogen that methane lost"
     assert found[5] == 0, "what is no molecule is no drug"
 
 
@@ -402,7 +407,7 @@ def test_a_users_reward_gets_each_molecule_without_padding(tmp_path, monkeypatch
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    found = TASK.rewards(cloud(), "reward_of_a_user:weight")
+    found = rewards(cloud(), "reward_of_a_user:weight")
     positions, numbers = molecules()
     expected = numbers.sum(dim=1) + 1000 * positions.abs().amax(dim=(1, 2))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -443,8 +448,8 @@ def test_conditions_have_the_datas_histogram_of_sizes(tmp_path):
     assert TASK.group({"atoms": atoms}).unique().tolist() == [0]
 
 
-def test_known_keys_are_those_of_the_data(tmp_path):
-    assert TASK.known_keys(prepared(tmp_path / "data")) == set(TASK.keys(cloud())) - {None}
+def test_known_keys_are_those_of_the_data(tmp_path, cpu):
+    assert TASK.reference(prepared(tmp_path / "data"), None, cpu) == set(TASK.keys(cloud())) - {None}
 
 
 def test_a_picture_shows_molecules_side_by_side_broken_ones_too():

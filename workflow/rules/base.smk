@@ -29,6 +29,7 @@ rule train_base:
     input:
         data="<results>/{task}/{setting}/data",
         pretrained=pretrained_files,
+        autoencoder=autoencoder_of,
     output:
         model=directory("<results>/{task}/{setting}/base"),
         timing="<results>/{task}/{setting}/base_timing.json",

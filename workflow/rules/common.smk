@@ -68,8 +68,58 @@ def pretrained_files(wildcards):
     None if the base is trained here, or if there are none: the job says what is missing.
     """
     folder = task_setting("base/pretrained")(wildcards)
-    found = [path for pattern in ("config.json", "*.safetensors") for path in Path(folder or "").glob(pattern)]
-    return sorted(map(str, found)) if folder else []
+    return saved_files(folder) if folder else []
+
+
+def saved_files(folder):
+    """Configurations and weights in a folder that diffusers or transformers saved."""
+    found = [path for pattern in ("*.json", "*.safetensors") for path in Path(folder).rglob(pattern)]
+    return sorted(map(str, found))
+
+
+def autoencoder_of(wildcards):
+    """The autoencoder of a base whose points are latents and which is trained here; otherwise none."""
+    base = task_setting("base")(wildcards)
+    trained = "autoencoder" in base and not base["pretrained"]
+    return ["<results>/{task}/{setting}/autoencoder"] if trained else []
+
+
+def judges_of(wildcards):
+    """The folders of the judges of a setting's samples, by their names, and their batch size; None without judges."""
+    judges = config[wildcards.task]["settings"][wildcards.setting].get("judges")
+    if judges is None:
+        return None
+    trained = {
+        name: f"{RESULTS}/{wildcards.task}/{wildcards.setting}/judges/{name}"
+        for name in ("reward", "evaluation", "truth")
+    }
+    return {**(judges["pretrained"] or trained), "batch_size": judges["batch_size"]}
+
+
+def judge_files(wildcards):
+    """What the judges of a setting's samples are read from: what is trained here, or the files of pretrained ones."""
+    judges = config[wildcards.task]["settings"][wildcards.setting].get("judges")
+    if judges is None:
+        return []
+    if judges["pretrained"] is None:
+        return ["<results>/{task}/{setting}/judges"]
+    return [path for folder in judges["pretrained"].values() for path in saved_files(folder)]
+
+
+def judging_gpus(wildcards):
+    """GPUs of a job that scores: judges are networks, other rewards are not."""
+    return config["compute"]["gpu"] if judges_of(wildcards) else 0
+
+
+def reward_of(wildcards):
+    """A setting's reward, with the judge that gives it where one does."""
+    reward, judges = task_setting("reward")(wildcards), judges_of(wildcards)
+    return reward if judges is None else {**reward, "judge": judges["reward"], "batch_size": judges["batch_size"]}
+
+
+def adapter_of(wildcards):
+    """The adapter that fine-tuning trains; None where it trains the whole network."""
+    return task_setting("fine_tuning")(wildcards).get("adapter")
 
 
 def command_line_overrides(wildcards):

@@ -109,6 +109,7 @@ rule evaluate_models:
         base="<results>/{task}/{setting}/base",
         rollouts="<results>/{task}/{setting}/seed{seed}/round1/base/shard0.safetensors",
         samples=final_shards,
+        judges=judge_files,
     output:
         metrics="<results>/{task}/{setting}/seed{seed}/evaluation.json",
         pictures=directory("<results>/{task}/{setting}/seed{seed}/pictures"),
@@ -126,7 +127,8 @@ rule evaluate_models:
     params:
         points=task_setting("points"),
         sampler=task_setting("sampler"),
-        reward=task_setting("reward"),
+        reward=reward_of,
+        judges=judges_of,
         reward_code=reward_code,
         groups=lambda wildcards: {"base": ["base"], **plan_of(wildcards).groups},
         cuts=of_plan("cuts"),

@@ -120,6 +120,7 @@ rule table_molecules:
         runtime=10,
     params:
         task="molecules",
+        headline="reward",
         folder=results_folder,
         seeds={name: config["seeds"] for name in config["molecules"]["run"]},
         settings=reward_plans("molecules"),
@@ -145,9 +146,68 @@ use rule table_molecules as tune_molecules with:
         "<benchmarks>/tune_molecules.tsv"
     params:
         task="molecules",
+        headline="reward",
         folder=results_folder,
         seeds={name: [chosen["tuning"]["seed"]] for name, chosen in config["molecules"]["settings"].items()},
         settings=reward_plans("molecules", tuning=True),
+        code=code("make_reward_table.py"),
+
+
+use rule table_molecules as table_text_to_image with:
+    input:
+        metrics=reward_metrics("text_to_image"),
+        costs=list(reward_costs("text_to_image")),
+        published="config/published.yaml",
+    output:
+        csv=report(
+            "<results>/tables/text_to_image.csv",
+            caption="../report/table_text_to_image.rst",
+            category="Text to image",
+            labels={"kind": "table", "content": "VQAScore and true accuracy by method"},
+        ),
+        markdown="<results>/tables/text_to_image.md",
+        latex="<results>/tables/text_to_image.tex",
+        cost=report(
+            "<results>/tables/text_to_image_cost.csv",
+            caption="../report/cost_molecules.rst",
+            category="Text to image",
+            labels={"kind": "table", "content": "gradient steps, reward calls, seconds"},
+        ),
+        curve="<results>/tables/text_to_image_curve.csv",
+    log:
+        "<logs>/table_text_to_image.log",
+    benchmark:
+        "<benchmarks>/table_text_to_image.tsv"
+    params:
+        task="text_to_image",
+        headline="vqascore",
+        folder=results_folder,
+        seeds={name: config["seeds"] for name in config["text_to_image"]["run"]},
+        settings=reward_plans("text_to_image"),
+        code=code("make_reward_table.py"),
+
+
+use rule table_text_to_image as tune_text_to_image with:
+    input:
+        metrics=reward_metrics("text_to_image", tuning=True),
+        costs=list(reward_costs("text_to_image", tuning=True)),
+        published="config/published.yaml",
+    output:
+        csv="<results>/tuning/text_to_image.csv",
+        markdown="<results>/tuning/text_to_image.md",
+        latex="<results>/tuning/text_to_image.tex",
+        cost="<results>/tuning/text_to_image_cost.csv",
+        curve="<results>/tuning/text_to_image_curve.csv",
+    log:
+        "<logs>/tune_text_to_image.log",
+    benchmark:
+        "<benchmarks>/tune_text_to_image.tsv"
+    params:
+        task="text_to_image",
+        headline="vqascore",
+        folder=results_folder,
+        seeds={name: [chosen["tuning"]["seed"]] for name, chosen in config["text_to_image"]["settings"].items()},
+        settings=reward_plans("text_to_image", tuning=True),
         code=code("make_reward_table.py"),
 
 
@@ -188,6 +248,37 @@ rule figure_molecules:
         code=code("make_reward_figure.py"),
     script:
         "../scripts/make_reward_figure.py"
+
+
+use rule figure_molecules as figure_text_to_image with:
+    input:
+        table="<results>/tables/text_to_image.csv",
+        curve="<results>/tables/text_to_image_curve.csv",
+        pictures=expand(
+            "<results>/text_to_image/{setting}/seed{seed}/pictures",
+            setting=config["text_to_image"]["run"],
+            seed=config["seeds"][0],
+        ),
+    output:
+        png=report(
+            "<results>/figures/text_to_image.png",
+            caption="../report/figure_text_to_image.rst",
+            category="Text to image",
+            labels={"kind": "figure", "content": "scores, reward against reward calls, pictures"},
+        ),
+        pdf="<results>/figures/text_to_image.pdf",
+    log:
+        "<logs>/figure_text_to_image.log",
+    benchmark:
+        "<benchmarks>/figure_text_to_image.tsv"
+    params:
+        settings=config["text_to_image"]["run"],
+        metrics=None,
+        reward={
+            name: config["text_to_image"]["settings"][name]["reward"]["function"]
+            for name in config["text_to_image"]["run"]
+        },
+        code=code("make_reward_figure.py"),
 
 
 rule record_provenance:
@@ -286,7 +377,7 @@ localrules:
 
 rule tune:
     input:
-        "<results>/tuning/molecules.md",
+        [f"<results>/tuning/{task}.md" for task in TASKS_RUN if task != "images"],
     log:
         "<logs>/tune.log",
     conda:

@@ -38,6 +38,8 @@ rule draw_rollouts:
 
 rule score_rollouts:
     input:
+        data="<results>/{task}/{setting}/data",
+        judges=judge_files,
         samples="<results>/{task}/{setting}/seed{seed}/{stage}/{group}/shard{shard}.safetensors",
     output:
         "<results>/{task}/{setting}/seed{seed}/{stage}/{group}/scores{shard}.csv",
@@ -49,12 +51,12 @@ rule score_rollouts:
         "../../envs/torch.yaml"
     threads: config["compute"]["threads"]["default"]
     resources:
-        gpu=0,
+        gpu=judging_gpus,
         mem_mb=2000,
         runtime=720,
     params:
         points=task_setting("points"),
-        reward=task_setting("reward"),
+        reward=reward_of,
         reward_code=reward_code,
         members=of_group("members"),
         code=task_code("score_rollouts.py"),

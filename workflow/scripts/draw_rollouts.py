@@ -18,7 +18,7 @@ def main(job):
     compute, task, params = compute_of(job), task_of(job), job.params
     seed, shard, settings = int(job.wildcards.seed), int(job.wildcards.shard), SamplerSettings(**params.sampler)
     draw, number = Draw[params.draw[0]], params.draw[1]
-    base = task.load_network(job.input.base).to(compute.device)
+    base = task.load_network(job.input.base, job.input.data, compute.device)
     below = compute.compile(base)
     batches = shard_batches(params.samples, settings.batch_size, shard, params.shards)
     # Every model of every group starts from the same noises under the same conditions.
@@ -31,7 +31,7 @@ def main(job):
     for name, cut in params.members.items():
         above = below
         if name != "base":
-            above = compute.compile(task.load_network(Path(job.input.tuned[0]) / name).to(compute.device))
+            above = compute.compile(task.load_tuned(base, Path(job.input.tuned[0]) / name))
         started, states = time.monotonic(), []
         for (start, stop), condition in progress(list(zip(batches, conditions, strict=True)), name):
             condition = {key: compute.to_device(value) for key, value in condition.items()}
@@ -41,9 +41,17 @@ def main(job):
             check_finite(found[0], name)
             states.append({index: state.cpu() for index, state in found.items()})
         seconds[name] = (time.monotonic() - started) / sum(stop - start for start, stop in batches)
-        tensors |= {f"{name}.step{index}": torch.cat([s[index] for s in states]) for index in states[0]}
+        drawn = {index: torch.cat([state[index] for state in states]) for index in states[0]}
+        tensors |= {f"{name}.step{index}": state.to(task.precision) for index, state in drawn.items()}
+        samples = task.decode(drawn[0], condition_of(tensors), job.input.data, base)
+        tensors |= {f"{name}.{key}": value for key, value in task.stored(samples).items()}
     write_tensors(job.output.samples, tensors, {"shard": shard})
     write_json(job.output.timing, {"seconds_per_sample": seconds})
+
+
+def condition_of(tensors):
+    """The conditions of all samples of the shard."""
+    return {name.removeprefix("condition."): value for name, value in tensors.items() if name.startswith("condition.")}
 
 
 def check_finite(samples, name):

@@ -19,10 +19,11 @@ from graft.training import TrainingSettings
 
 def main(job):
     task, compute, folder = task_of(job), compute_of(job), Path(job.output.tuned)
-    selected, costs = pd.read_csv(job.input.selected), {}
+    selected, costs, turn = pd.read_csv(job.input.selected), {}, int(job.wildcards.round)
     for name, method in job.params.methods.items():
-        start = job.input.base if not job.input.previous else Path(job.input.previous[0]) / name
-        network, started = task.load_network(start).requires_grad_(True), time.monotonic()
+        base, started = task.load_network(job.input.base, job.input.data, compute.device), time.monotonic()
+        previous = Path(job.input.previous[0]) / name if job.input.previous else None
+        network = task.tunable(base, previous, job.params.adapter, seed=int(job.wildcards.seed), run=turn)
         tune = by_rejection if "rule" in method else by_policy_gradient
         costs[name] = tune(job, task, compute, name, method, network, selected[selected["method"] == name])
         compute.synchronize()
@@ -68,8 +69,9 @@ def by_policy_gradient(job, task, compute, name, method, network, _):
         return task.conditions(job.input.data, seed, Draw.CONDITION, Draw.POLICY, turn, iteration, start=0, stop=count)
 
     def reward(x_0, condition):
-        samples = task.decode(x_0.cpu(), {key: value.cpu() for key, value in condition.items()})
-        rewards = task.rewards(samples, job.params.reward["function"])
+        condition = {key: value.cpu() for key, value in condition.items()}
+        samples = task.decode(x_0.cpu(), condition, job.input.data, network)
+        rewards = task.rewards(samples, job.params.reward, compute)
         check_failures(rewards, job.params.reward["max_failed"])
         return torch.from_numpy(rewards)
 

@@ -20,7 +20,7 @@ def main(job):
     )
     for name, pictures, rows in zip(settings, job.input.pictures, panels.reshape(-1, 2, 2), strict=True):
         chosen = table[table["setting"] == name]
-        draw_metrics(rows[0, 0], chosen, job.params.metrics)
+        draw_metrics(rows[0, 0], chosen, job.params.metrics or others_than_reward(chosen))
         draw_reward_calls(rows[0, 1], curve[curve["setting"] == name], job.params.reward[name])
         grid = rows[1, 0].get_gridspec()
         start = rows[1, 0].get_subplotspec().rowspan.start
@@ -28,6 +28,11 @@ def main(job):
             axes.remove()
         draw_pictures(figure.add_subplot(grid[start, :]), chosen, pictures)
     save(figure, job.output.png, job.output.pdf)
+
+
+def others_than_reward(rows):
+    """All metrics of a setting but the reward, in the table's order."""
+    return [metric for metric in dict.fromkeys(rows["metric"]) if metric != "reward"]
 
 
 run(main, snakemake)

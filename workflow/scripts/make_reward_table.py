@@ -28,11 +28,12 @@ def main(job):
         published = [entry for entry in yaml.safe_load(file) if entry["task"] == job.params.task]
     table = with_published(table, published, KEYS[:4])
     write_csv(job.output.csv, table[COLUMNS + [column for column in table if column not in COLUMNS]])
-    rewards = table[table["metric"] == "reward"].set_index(["setting", "method"])
+    headline = job.params.headline
+    measured = table[table["metric"] == headline].set_index(["setting", "method"])
     shown = {}
     for name in ("base", "self"):
-        shown[f"reward over {name}"] = [
-            gain_text(rewards.loc[tuple(key)], name) for key in zip(table["setting"], table["method"], strict=True)
+        shown[f"{headline} over {name}"] = [
+            gain_text(measured.loc[tuple(key)], name) for key in zip(table["setting"], table["method"], strict=True)
         ]
     extras = [name for name in EXTRAS if name in table]
     laid_out = table.assign(ranked=True, **shown, **{name: table[name].map(note_text) for name in extras})
@@ -57,11 +58,16 @@ def note_text(value):
 
 
 def gain_text(row, name):
-    """A paired gain with its standard error, nothing where a method is its own control."""
-    mean, error = row[f"over_{name}"], row[f"over_{name}_stderr"]
-    if pd.isna(mean) or row.name[1] == (row["control"] if name == "self" else name):
+    """A paired gain and its standard error, and both in per cent; nothing where a method is its own control."""
+    if pd.isna(row[f"over_{name}"]) or row.name[1] == (row["control"] if name == "self" else name):
         return ""
-    return f"{mean:+.3g}" if pd.isna(error) else f"{mean:+.3g} ± {error:.1g}"
+
+    def text(column):
+        mean, error = row[column], row[f"{column}_stderr"]
+        return f"{mean:+.3g}" if pd.isna(error) else f"{mean:+.3g} ± {error:.1g}"
+
+    percent = f"over_{name}_percent"
+    return text(f"over_{name}") + ("" if pd.isna(row[percent]) else f" ({text(percent)} %)")
 
 
 def folders(job, name):

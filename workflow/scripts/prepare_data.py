@@ -13,16 +13,26 @@ from graft.shards import write_tensors
 
 
 def main(job):
-    asset, folder = Path(job.input[0]), Path(job.output[0])
-    description = read_description(asset)
-    arrays, counts = task_of(job).read(asset, description["reader"])
+    task, folder = task_of(job), Path(job.output[0])
+    descriptions = [read_description(asset) for asset in job.input]
+    readers = [description["reader"] for description in descriptions]
+    found = [task.read(Path(asset), reader) for asset, reader in zip(job.input, readers, strict=True)]
+    arrays, counts = found[0]
+    if len(found) > 1:
+        arrays = task.join([part for part, _ in found])
     count = len(next(iter(arrays.values())))
     if job.params.shards > count:
         raise UserError(f"data.shards: {job.params.shards} shards of {count} samples leave some empty; lower it")
     for shard, rows in enumerate(np.array_split(np.arange(count), job.params.shards)):
         tensors = {name: torch.from_numpy(array[rows]) for name, array in arrays.items()}
         write_tensors(folder / f"shard{shard}.safetensors", tensors, {"first": int(rows[0])})
-    write_json(folder / "data.json", {**description, **counts, "count": count, "shards": job.params.shards})
+    write_json(folder / "data.json", {**as_one(descriptions), **counts, "count": count, "shards": job.params.shards})
+
+
+def as_one(descriptions):
+    """What is recorded of the assets behind a set of data, the first before the others."""
+    first, *others = descriptions
+    return {**first, "others": others} if others else first
 
 
 run(main, snakemake)

@@ -2,19 +2,18 @@
 
 import pandas as pd
 
-from graft.jobs import run, task_of
+from graft.jobs import compute_of, run, task_of
 from graft.rewards import check_failures
 from graft.shards import TensorFile
 from graft.tables import write_csv
 
 
 def main(job):
-    task, file = task_of(job), TensorFile(job.input.samples)
-    condition = file.group("condition")
-    tables = []
+    task, compute = task_of(job), compute_of(job)
+    condition, tables = TensorFile(job.input.samples).group("condition"), []
     for name in job.params.members:
-        samples = task.decode(file.tensor(f"{name}.step0"), condition)
-        rewards = task.rewards(samples, job.params.reward["function"])
+        samples = task.load_samples([job.input.samples], name, job.input.data)
+        rewards = task.rewards(samples, job.params.reward, compute)
         check_failures(rewards, job.params.reward["max_failed"])
         columns = {"model": name, "group": task.group(condition).numpy(), "reward": rewards, "key": task.keys(samples)}
         tables.append(pd.DataFrame(columns))

@@ -20,7 +20,8 @@ def main(job):
 
 
 def train_network(job, task, folder):
-    network = task.build_network(job.params.network, seed=job.params.seed, run=0)
+    parts = {"autoencoder": job.input.autoencoder[0]} if job.input.autoencoder else {}
+    network = task.build_network(job.params.network, seed=job.params.seed, run=0, **parts)
     log = train(
         network,
         task.training_data(job.input.data),

@@ -47,9 +47,11 @@ def check_references(config: dict[str, Any], assets: dict[str, Any]) -> None:
         for name in config[task]["run"]:
             if name not in settings:
                 raise UserError(f"{task}.run: no setting is called {name!r}{_nearest(name, settings)}")
-            place, asset = f"{task}.settings.{name}", settings[name]["data"]["asset"]
-            if asset not in assets:
-                raise UserError(f"{place}.data.asset: {asset!r} is not in {config['assets']}{_nearest(asset, assets)}")
+            place, wanted = f"{task}.settings.{name}", settings[name]["data"]["asset"]
+            for asset in [wanted] if isinstance(wanted, str) else wanted:
+                if asset not in assets:
+                    known = _nearest(asset, assets)
+                    raise UserError(f"{place}.data.asset: {asset!r} is not in {config['assets']}{known}")
             if "methods" in settings[name]:
                 _check_rewards(place, settings[name], config["seeds"])
             if "inversion" in settings[name]:

@@ -91,7 +91,7 @@ class PolicyGradient:
         `graft.training.train` for checkpoint and identity. Raises UserError if no rollout has a reward.
         """
         settings, every = self.settings, self.settings.gradient_steps
-        self.network.to(self.compute.device).train().requires_grad_(True)
+        self.network.to(self.compute.device).train()
         training = TrainingSettings(
             settings.iterations * every, settings.batch_size, settings.learning_rate, settings.ema_decay
         )
@@ -111,7 +111,7 @@ class PolicyGradient:
             # The loss is minus the expected reward, of which the rollouts are an estimate.
             state.record((iteration + 1) * every, -rewards[known].mean().item())
             state.save(checkpoint, (iteration + 1) * every)
-        state.ema.copy_to(self.network.parameters())
+        state.ema.copy_to(state.parameters)
         self.network.eval().requires_grad_(False)
         return [
             {"reward_calls": point["step"] // every * settings.rollouts, "reward": -point["loss"]}

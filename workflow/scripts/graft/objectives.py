@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graft.paths import GaussianPath, conditional_sigma, sample_path
+from graft.paths import GaussianPath, NoiseSchedule, conditional_sigma, sample_path
 from graft.sampling import Denoiser, Velocity
 
 
@@ -46,7 +46,7 @@ class PointAboveCut:
     target: Tensor
 
 
-def point_above_cut(path: GaussianPath, x_c: Tensor, cut_time: float, noise: Tensor, t: Tensor) -> PointAboveCut:
+def point_above_cut(path: NoiseSchedule, x_c: Tensor, cut_time: float, noise: Tensor, t: Tensor) -> PointAboveCut:
     """The point at times t (B,) in (cut_time, 1] above the snapshots x_c (B, ...), with eps' = noise (B, ...)."""
     t = t.reshape(-1, *[1] * (x_c.ndim - 1))
     c = torch.full_like(t, cut_time)
@@ -62,7 +62,7 @@ def point_above_cut(path: GaussianPath, x_c: Tensor, cut_time: float, noise: Ten
 def denoising(
     denoise: Denoiser,
     weight: Callable[[Tensor], Tensor | float],
-    path: GaussianPath,
+    path: NoiseSchedule,
     x_c: Tensor,
     cut_time: float,
     noise: Tensor,
@@ -80,7 +80,7 @@ def denoising(
 
 
 def noise_prediction(
-    predict_noise: Denoiser, path: GaussianPath, x_c: Tensor, cut_time: float, noise: Tensor, t: Tensor
+    predict_noise: Denoiser, path: NoiseSchedule, x_c: Tensor, cut_time: float, noise: Tensor, t: Tensor
 ) -> Tensor:
     """Loss of noise prediction above a cut: mean of (eps' - rho eps(x_t, t))^2, a scalar; eps is the total noise."""
     point = point_above_cut(path, x_c, cut_time, noise, t)

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 
-class GaussianPath(Protocol):
-    """Schedule of a Gaussian path; every method takes times in [0, 1] of any shape and returns that shape."""
+class NoiseSchedule(Protocol):
+    """Levels of a Gaussian path; every method takes times in [0, 1] of any shape and returns that shape."""
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Signal level, 1 at t = 0 and 0 at t = 1."""
+        """Signal level, 1 at t = 0 and (almost) 0 at t = 1."""
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise level, 0 at t = 0 and 1 at t = 1."""
+        """Noise level, 0 at t = 0 and (almost) 1 at t = 1."""
+
+
+class GaussianPath(NoiseSchedule, Protocol):
+    """A schedule that can be followed: with the velocities of its levels."""
 
     def alpha_derivative(self, t: Tensor) -> Tensor:
         """d alpha / dt."""
@@ -63,6 +67,40 @@ class TrigonometricPath:
         return (math.pi / 2) * torch.cos(t * (math.pi / 2))
 
 
+class StableDiffusionPath:
+    """Stable Diffusion's discrete schedule: x_t = sqrt(a_k) x_0 + sqrt(1 - a_k) eps, a_k = prod_{i <= k} (1 - beta_i).
+
+    k = 1000 t counts noising steps; a time between two of them belongs to the later one, and a_0 = 1. The betas are
+    those of every Stable Diffusion ('scaled_linear': the squares of evenly spaced numbers). A grid of times i / N, with
+    N a divisor of 1000, is what diffusers' DDIMScheduler goes through with `timestep_spacing='trailing'` and
+    `set_alpha_to_one=True`.
+    """
+
+    STEPS = 1000
+    BETA_START, BETA_END = 0.00085, 0.012
+
+    def __init__(self) -> None:
+        betas = torch.linspace(self.BETA_START**0.5, self.BETA_END**0.5, self.STEPS, dtype=torch.float32) ** 2
+        self._kept = torch.cat([torch.ones(1), (1 - betas).cumprod(dim=0)])
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self._at(t).sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (1 - self._at(t)).sqrt()
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """The network's timestep k - 1, int64 in [0, 999], of times in (0, 1]."""
+        return self._steps(t) - 1
+
+    def _steps(self, t: Tensor) -> Tensor:
+        # Rounding puts a time of the grid up to 6e-5 steps beside its whole number.
+        return (t * self.STEPS - 1e-3).ceil().long().clamp(min=0)
+
+    def _at(self, t: Tensor) -> Tensor:
+        return self._kept.to(t.device, t.dtype)[self._steps(t)]
+
+
 PATHS: dict[str, GaussianPath] = {"straight": StraightPath(), "trigonometric": TrigonometricPath()}
 
 
@@ -83,7 +121,7 @@ def sample_path(path: GaussianPath, x_0: Tensor, noise: Tensor, t: Tensor) -> Pa
     )
 
 
-def conditional_sigma(path: GaussianPath, t: Tensor, s: Tensor) -> Tensor:
+def conditional_sigma(path: NoiseSchedule, t: Tensor, s: Tensor) -> Tensor:
     """sigma(t|s), the noise that x_t has beyond that of x_s: sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, its root.
 
     t >= s, of one shape, with alpha_s > 0.

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from graft.paths import GaussianPath, conditional_sigma
+from graft.paths import NoiseSchedule, conditional_sigma
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """v(x, t) = E[dx_t/dt | x_t = x] for x (B, ...) and t (B,) in [0, 1]; returns the shape of x."""
@@ -46,7 +46,7 @@ class Ddim:
     """
 
     denoise: Denoiser
-    path: GaussianPath
+    path: NoiseSchedule
     eta: float
 
     def __call__(self, x: Tensor, t: float, s: float, normal: Normal | None = None) -> Tensor:

@@ -102,7 +102,7 @@ def train(
             if time.monotonic() > due or step + 1 == settings.steps:
                 state.save(checkpoint, step + 1)
                 due = time.monotonic() + 60 * CHECKPOINT_MINUTES
-    state.ema.copy_to(model.parameters())
+    state.ema.copy_to(state.parameters)
     model.eval().requires_grad_(False)
     return TrainingLog(state.curve, stopwatch.seconds_per_step())
 
@@ -139,7 +139,7 @@ class TrainingState:
 
     def __init__(self, model: nn.Module, settings: TrainingSettings, identity: str) -> None:
         self.model, self.identity = model, identity
-        self.parameters = list(model.parameters())
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, math.ceil(settings.steps / 20), settings.steps)
         self.ema = EMAModel(self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-TASKS = {"images": "Images", "molecules": "Molecules"}
+TASKS = {"images": "Images", "molecules": "Molecules", "text_to_image": "TextToImage"}
 
 
 def load_task(name: str, points: dict[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from graft import molecule_formats
+from graft.compute import Compute
 from graft.errors import UserError
 from graft.metrics.bond_table import ATOMIC_NUMBER
 from graft.metrics.molecules import canonical_smiles, largest_fragment, rdkit_molecules, stability, summary
@@ -52,6 +53,7 @@ class Molecules:
     max_atoms: int
 
     path = StraightPath()
+    precision = torch.float32
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -83,8 +85,13 @@ class Molecules:
                 in_channels=channels, out_channels=channels, max_elements=count, spatial=True, **settings
             )
 
-    def load_network(self, folder: str | Path) -> SetTransformer:
-        """A `SetTransformer` saved by `save_pretrained`. Raises UserError if there is none, or one of another shape."""
+    def load_network(
+        self, folder: str | Path, data: str | Path | None = None, device: torch.device | str = "cpu"
+    ) -> SetTransformer:
+        """A `SetTransformer` saved by `save_pretrained`, on a device; it needs nothing of the `data`.
+
+        Raises UserError if there is none, or one of another shape.
+        """
         network = load_saved(folder, {"SetTransformer": SetTransformer})
         config, (count, channels) = network.config, self.shape
         if (config.max_elements, config.in_channels, config.out_channels) != (count, channels, channels):
@@ -94,7 +101,17 @@ class Molecules:
             )
         if not config.spatial:
             raise UserError(f"{folder}: a SetTransformer that is not spatial; molecules need one that is")
-        return network
+        return network.to(device)
+
+    def load_tuned(self, base: SetTransformer, folder: str | Path) -> SetTransformer:
+        """A fine-tuned model, which is a network of its own beside the base."""
+        return self.load_network(folder, device=base.device)
+
+    def tunable(
+        self, base: SetTransformer, previous: str | Path | None, adapter: None, seed: int, run: int
+    ) -> SetTransformer:
+        """A model to fine-tune: the base itself, or what was tuned before; all of it, without an adapter."""
+        return (base if previous is None else self.load_tuned(base, previous)).requires_grad_(True)
 
     def loss(self, network: nn.Module, positions: Tensor, atomic_numbers: Tensor, generator: torch.Generator) -> Tensor:
         """Denoising at all times; see `encode` for the arguments."""
@@ -145,8 +162,10 @@ class Molecules:
         condition = {"atoms": (atomic_numbers > 0).sum(dim=1)}
         return self.project(torch.cat([positions.float() * ANGSTROM, one_hot], dim=-1), condition)
 
-    def decode(self, x_0: Tensor, condition: Condition) -> Cloud:
-        """Points (B, N, 3 + K) as molecules."""
+    def decode(
+        self, x_0: Tensor, condition: Condition, data: str | Path | None = None, network: nn.Module | None = None
+    ) -> Cloud:
+        """Points (B, N, 3 + K) as molecules; neither the data nor a network have a part in it."""
         numbers = torch.tensor([ATOMIC_NUMBER[symbol] for symbol in self.elements], device=x_0.device)
         mask = self.mask(condition)
         return Cloud(x_0[..., :3] / ANGSTROM, numbers[x_0[..., 3:].argmax(dim=-1)] * mask, mask)
@@ -177,8 +196,17 @@ class Molecules:
         elements = torch.ones(len(t), len(self.elements), device=t.device)
         return torch.cat([positions, elements], dim=1)[:, None]
 
-    def rewards(self, molecules: Cloud, function: str) -> np.ndarray:
+    def stored(self, molecules: Cloud) -> dict[str, Tensor]:
+        """What a shard keeps of samples beside their points: nothing."""
+        return {}
+
+    def load_samples(self, paths: Sequence[str | Path], name: str, data: str | Path) -> Cloud:
+        """The samples of a model from shards of rollouts."""
+        return self.decode(ShardedTensor(paths, f"{name}.step0")[:], {"atoms": ShardedTensor(paths, "condition.atoms")[:]})
+
+    def rewards(self, molecules: Cloud, reward: dict[str, Any], compute: Compute) -> np.ndarray:
         """Reward (B,) float64 of each molecule, NaN where the function fails; see `graft.rewards.per_sample`."""
+        function = reward["function"]
         if function == "stability":
             return stability(*molecules)[1].double().cpu().numpy()
         if function == "qed":
@@ -191,9 +219,9 @@ class Molecules:
         """What makes two samples the same: the canonical SMILES, None where there is none."""
         return canonical_smiles(*molecules)
 
-    def known_keys(self, folder: str | Path) -> set[str]:
-        """The keys of the data of a prepared folder."""
-        positions, numbers = (array[:] for array in self.training_data(folder))
+    def reference(self, data: str | Path, judges: None, compute: Compute) -> set[str]:
+        """What `metrics` measures against: the keys of the data of a prepared folder."""
+        positions, numbers = (array[:] for array in self.training_data(data))
         return set(canonical_smiles(positions, numbers, numbers > 0)) - {None}
 
     def picture(self, molecules: Cloud, count: int) -> Image:

@@ -1,0 +1,60 @@
+# Needs: the data. Makes: the autoencoder of a text-to-image base, and the judges of its pictures, where the workflow
+# trains them.
+
+
+rule train_autoencoder:
+    input:
+        data="<results>/text_to_image/{setting}/data",
+    output:
+        directory("<results>/text_to_image/{setting}/autoencoder"),
+    log:
+        "<logs>/train_autoencoder/{setting}.log",
+    benchmark:
+        "<benchmarks>/train_autoencoder/{setting}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: config["compute"]["threads"]["base"]
+    resources:
+        gpu=config["compute"]["gpu"],
+        mem_mb=3000,
+        runtime=720,
+    params:
+        checkpoint=f"{RESULTS}/text_to_image/{{setting}}/checkpoints/autoencoder.safetensors",
+        task="text_to_image",
+        seed=config["base_seed"],
+        points=task_setting("points"),
+        network=task_setting("base/autoencoder/network"),
+        training=task_setting("base/autoencoder/training"),
+        precision=config["compute"]["precision"],
+        compile=config["compute"]["compile"],
+        code=code("train_autoencoder.py", "text_to_image"),
+    script:
+        "../scripts/train_autoencoder.py"
+
+
+rule train_judges:
+    input:
+        data="<results>/text_to_image/{setting}/data",
+    output:
+        directory("<results>/text_to_image/{setting}/judges"),
+    log:
+        "<logs>/train_judges/{setting}.log",
+    benchmark:
+        "<benchmarks>/train_judges/{setting}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: config["compute"]["threads"]["base"]
+    resources:
+        gpu=config["compute"]["gpu"],
+        mem_mb=3000,
+        runtime=720,
+    params:
+        checkpoints=f"{RESULTS}/text_to_image/{{setting}}/checkpoints/judges",
+        seed=config["base_seed"],
+        scorer=task_setting("judges/scorer"),
+        classifier=task_setting("judges/classifier"),
+        precision=config["compute"]["precision"],
+        compile=config["compute"]["compile"],
+        code=code("train_judges.py"),
+    script:
+        "../scripts/train_judges.py"

@@ -1,0 +1,59 @@
+"""Train the autoencoder whose latents a text-to-image base models."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+
+from graft.jobs import compute_of, identity_of, run
+from graft.seeding import drawn_weights
+from graft.tables import write_csv
+from graft.tasks import load_task
+from graft.training import TrainingSettings, train
+
+KL_WEIGHT = 1e-6
+"""Of the divergence of the latents from N(0, I), as in Rombach et al. (2022): only to keep them bounded."""
+
+MEASURED = 2048
+"""Pictures on which the latents' scale is measured."""
+
+
+def main(job):
+    task, compute = load_task(job.params.task, job.params.points), compute_of(job)
+    images, _ = task.training_data(job.input.data)
+    with drawn_weights(job.params.seed, run=2):
+        network = AutoencoderKL(
+            latent_channels=job.params.points["latent_channels"],
+            sample_size=job.params.points["image_size"],
+            **job.params.network,
+        )
+    log = train(
+        network,
+        [images],
+        loss,
+        TrainingSettings(**job.params.training),
+        seed=job.params.seed,
+        run=2,
+        compute=compute,
+        checkpoint=Path(job.params.checkpoint),
+        identity=identity_of(job),
+    )
+    with torch.no_grad():
+        latents = network.encode(compute.to_device(images[:MEASURED]) / 127.5 - 1).latent_dist.mean
+    network.register_to_config(scaling_factor=1 / latents.std().item())
+    network.save_pretrained(job.output[0])
+    write_csv(Path(job.output[0]) / "training.csv", log.curve)
+    Path(job.params.checkpoint).unlink(missing_ok=True)
+
+
+def loss(network, images, generator):
+    """Mean squared error of what comes back of images (B, 3, S, S) uint8 in [-1, 1], and the latents' divergence."""
+    x = images / 127.5 - 1
+    # Not `sample(generator)`: what diffusers draws there is drawn on the CPU.
+    posterior = network.encode(x).latent_dist
+    noise = torch.randn(posterior.mean.shape, generator=generator, device=x.device)
+    decoded = network.decode(posterior.mean + posterior.std * noise).sample
+    return (decoded - x).square().mean() + KL_WEIGHT * posterior.kl().mean()
+
+
+run(main, snakemake)
