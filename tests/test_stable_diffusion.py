@@ -89,7 +89,8 @@ def test_the_path_is_where_ddim_goes(steps):
 def test_times_between_two_noising_steps_belong_to_the_later_one():
     uniform = torch.rand(100_000, generator=torch.Generator().manual_seed(0))
     steps = StableDiffusionPath().timestep(1 - uniform)
-    assert steps.min() == 0 and steps.max() == 999
+    assert steps.min() == 0
+    assert steps.max() == 999
     assert torch.bincount(steps, minlength=1000).double().std() < 12  # 10 for a uniform law
 
 
@@ -180,7 +181,8 @@ def test_adapters_draw_their_weights_from_the_seed(base):
     def first(seed):
         return AdaptedStableDiffusion.new(base, rank=2, alpha=2, seed=seed, run=1).adapter()[0]
 
-    assert first(3).equal(first(3)) and not first(3).equal(first(4))
+    assert first(3).equal(first(3))
+    assert not first(3).equal(first(4))
 
 
 def test_a_saved_adapter_comes_back_with_its_alpha(base, adapted, tmp_path):

@@ -47,14 +47,16 @@ def code(script, task=None):
     return fingerprint(SCRIPTS / script, task=task)
 
 
-def task_setting(leaf):
+def task_setting(leaf, task="images"):
     """A leaf of the configuration of a job's task and setting, as an input or params function.
+
+    task: of a rule that has no such wildcard.
 
     Snakemake's lookup() does the same, but walks through all of the configuration each time: seconds at paper scale.
     """
 
     def of_job(wildcards):
-        found = config[wildcards.get("task", "images")]["settings"][wildcards.setting]
+        found = config[wildcards.get("task", task)]["settings"][wildcards.setting]
         for key in leaf.split("/"):
             found = found[key]
         return found

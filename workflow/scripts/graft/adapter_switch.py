@@ -4,8 +4,8 @@
 class BaseBelowCut:
     """Given as `callback_on_step_end`, it switches a pipeline's LoRA off at the cut, and on again for the next image.
 
-    P-GRAFT tunes a model above a noise level only; below it the base denoises. cut: in [0, 1), the share of the sampling
-    steps that belong to the base, as the model's method has it; 0 never switches. The LoRA must be loaded with
+    P-GRAFT tunes a model above a noise level only; below it the base denoises. cut: in [0, 1), the share of the steps
+    that belong to the base, as the model's method has it; 0 never switches. The LoRA must be loaded with
     `pipeline.load_lora_weights`, and the scheduler be one that takes as many steps as it is asked for:
 
         pipeline.scheduler = DDIMScheduler.from_config(

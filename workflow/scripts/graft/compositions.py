@@ -15,7 +15,6 @@ from itertools import product
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from graft.errors import UserError
 
@@ -176,36 +175,37 @@ def render(composition: Composition, tiles: np.ndarray, size: int) -> np.ndarray
     return image
 
 
-def object_crops(images: Tensor, compositions: Sequence[Composition]) -> tuple[Tensor, list[str]]:
+def object_crops(images: np.ndarray, compositions: Sequence[Composition]) -> tuple[Tensor, list[str]]:
     """What is where objects should be in images (n, 3, S, S) uint8, S a multiple of 4 and n at least 1.
 
     Returns, of all m objects, image by image, the grey tiles (m, 1, S / 2, S / 2) uint8, each pixel its largest
     channel, and the names of their colours.
     """
     side = images.shape[-1] // 2
-    crops = torch.stack(
+    crops = np.stack(
         [
             image[:, top : top + side, left : left + side]
             for image, composition in zip(images, compositions, strict=True)
             for top, left in composition.places(images.shape[-1])
         ]
     )
-    return crops.amax(dim=1, keepdim=True), [colour_of(crop) for crop in crops]
+    return torch.from_numpy(crops.max(axis=1, keepdims=True)), [colour_of(crop) for crop in crops]
 
 
-def colour_of(tile: Tensor) -> str:
+def colour_of(tile: np.ndarray) -> str:
     """The colour of COLOURS that is nearest in direction to the mean RGB of a tile (3, s, s) uint8, by the angle.
 
     The mean is weighted with the brightness, each pixel's largest channel. Of a black tile the name means nothing.
     """
-    tile = tile.float()
-    mean = (tile * tile.amax(dim=0)).mean(dim=(1, 2))
-    colours = torch.tensor(list(COLOURS.values()), dtype=torch.float, device=tile.device)
-    return list(COLOURS)[int((normalize(colours, dim=1) @ mean).argmax())]
+    mean = (tile * tile.max(axis=0).astype(float)).mean(axis=(1, 2))
+    colours = np.array(list(COLOURS.values()))
+    return list(COLOURS)[(colours @ mean / np.linalg.norm(colours, axis=1)).argmax()]
 
 
-def correct(images: Tensor, compositions: Sequence[Composition], classify: Callable[[Tensor], Tensor]) -> Tensor:
-    """Whether each of the images (n, 3, S, S) uint8 shows its composition, (n,) bool, on the CPU.
+def correct(
+    images: np.ndarray, compositions: Sequence[Composition], classify: Callable[[Tensor], Tensor]
+) -> np.ndarray:
+    """Whether each of the images (n, 3, S, S) uint8 shows its composition, (n,) bool.
 
     It does if at each object's place there is something (see DARKEST), of the right colour and the right digit.
     `classify` gives the digits (m,) of grey tiles (m, 1, S / 2, S / 2) uint8. S is a multiple of 4, n at least 1.
@@ -214,7 +214,7 @@ def correct(images: Tensor, compositions: Sequence[Composition], classify: Calla
     found = zip(colours, classify(tiles).tolist(), strict=True)
     wanted = [(i, each) for i, composition in enumerate(compositions) for each in composition.objects]
     bright = (tiles.amax(dim=(1, 2, 3)) >= DARKEST).tolist()
-    shown = torch.ones(len(compositions), dtype=torch.bool)
+    shown = np.ones(len(compositions), bool)
     for seen, (i, each), lit in zip(found, wanted, bright, strict=True):
         shown[i] &= lit and seen == each
     return shown

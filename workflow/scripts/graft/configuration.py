@@ -24,6 +24,9 @@ Validator = extend(
     ),
 )
 
+NOISING_STEPS = 1000
+"""Of `graft.paths.StableDiffusionPath`, which imports torch and would make every start slower."""
+
 UNET_LISTS = ("block_out_channels", "down_block_types", "up_block_types")
 """Lists of a UNet2DModel's arguments that have one entry for each resolution."""
 
@@ -56,6 +59,8 @@ def check_references(config: dict[str, Any], assets: dict[str, Any]) -> None:
                 _check_rewards(place, settings[name], config["seeds"])
             if "inversion" in settings[name]:
                 _check_corrections(place, settings[name])
+            if "judges" in settings[name]:
+                _check_latents(place, settings[name])
 
 
 def _check_shards(place: str, shards: int, samples: int, batch_size: int, advice: str) -> None:
@@ -78,6 +83,17 @@ def _check_corrections(place: str, setting: dict[str, Any]) -> None:
         )
     for part in ("base", "corrector"):
         _check_network(f"{place}.{part}.network", setting[part]["network"])
+
+
+def _check_latents(place: str, setting: dict[str, Any]) -> None:
+    """Check a setting whose points are latents of a Stable Diffusion model."""
+    points, steps = setting["points"], setting["sampler"]["steps"]
+    if NOISING_STEPS % steps:
+        raise UserError(
+            f"{place}.sampler.steps: {steps} does not divide Stable Diffusion's {NOISING_STEPS} noising steps"
+        )
+    if points["image_size"] % points["downsampling"]:
+        raise UserError(f"{place}.points.downsampling: does not divide the image_size {points['image_size']}")
 
 
 def _check_network(place: str, network: dict[str, Any]) -> None:

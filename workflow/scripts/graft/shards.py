@@ -42,7 +42,9 @@ class TensorFile:
         self.names = sorted(self._file.keys())
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, on the CPU."""
+        """One tensor, on the CPU. Raises KeyError if there is none of that name."""
+        if name not in self.names:
+            raise KeyError(name)
         return self._file.get_tensor(name)
 
     def group(self, prefix: str) -> dict[str, Tensor]:

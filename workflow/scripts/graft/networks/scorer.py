@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from graft.errors import UserError
 
 GRID = 4
-"""Places along a side of the picture, in each of which the last layer tells what is there."""
+"""Places along each side of a picture that the convolutions end in: enough to tell left from right."""
+
+CERTAIN = 3.0
+"""At the start, the log-odds of yes to a caption of which every word is certain."""
 
 
 class QuestionScorer(ModelMixin, ConfigMixin):
-    """Reads a picture as the words of a caption, and tells from their likelihoods whether it shows a given caption.
+    """Reads the words of a caption off a picture, and tells from their likelihoods whether the picture shows a text.
 
     Each entry of `widths` is a stage of two 3 x 3 convolutions, with a halving of the resolution between stages; then
-    pooling to GRID x GRID places and a hidden layer of `features` units for all of them. Out of it each of the `length`
-    words of a caption is predicted, among `vocabulary` and, behind the last one, nothing. An answer of yes weighs how
-    likely every single word of the caption is, so that one wrong word suffices for no.
+    pooling to GRID x GRID places and a hidden layer of `features` units that sees them all. It predicts each of the
+    `length` words of the caption among `vocabulary`, or that there is none. The logit of yes is linear in the
+    log-likelihoods of a text's words, so that a single wrong word suffices for no.
     """
 
     @register_to_config
@@ -38,9 +45,10 @@ class QuestionScorer(ModelMixin, ConfigMixin):
         self.words = nn.Linear(features, length * (len(vocabulary) + 1))
         self.answer = nn.Linear(length, 1)
         nn.init.ones_(self.answer.weight)
+        nn.init.constant_(self.answer.bias, CERTAIN)
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
-        """Captions as `forward` takes them: (n, length) int64, numbers of words from 1, 0 behind the last.
+        """Captions as `forward` takes them: (n, length) int64 on the CPU, numbers of words from 1, 0 behind the last.
 
         Raises UserError for a word outside the vocabulary, or a caption of more than `length` words.
         """
@@ -49,26 +57,62 @@ class QuestionScorer(ModelMixin, ConfigMixin):
         for row, caption in zip(rows, captions, strict=True):
             words = caption.split()
             if unknown := [word for word in words if word not in numbers]:
-                raise UserError(
-                    f"caption {caption!r}: the scorer does not know {unknown[0]!r}, only {', '.join(numbers)}"
-                )
+                known = ", ".join(numbers)
+                raise UserError(f"caption {caption!r}: the scorer does not know the word {unknown[0]!r}, only {known}")
             if len(words) > len(row):
-                raise UserError(f"caption {caption!r}: {len(words)} words, but the scorer reads at most {len(row)}")
+                raise UserError(f"caption {caption!r}: {len(words)} words, but the scorer reads {len(row)}; shorten it")
             row[: len(words)] = torch.tensor([numbers[word] for word in words])
         return rows
 
     def log_likelihoods(self, images: Tensor, words: Tensor) -> Tensor:
-        """Log-probability, <= 0, of every word of k captions of each picture: (B, k, length).
+        """Log-probabilities (B, k, length), <= 0, of the words (B, k, length) of k captions of each picture.
 
-        images are uint8 (B, 3, image_size, image_size), words (B, k, length) int64.
+        images are uint8 (B, 3, image_size, image_size), words as `tokens` gives them.
         """
         hidden = self.hidden(self.body(images.float() / 127.5 - 1))
-        likelihoods = self.words(hidden).unflatten(1, (self.config.length, -1)).log_softmax(dim=2)
-        return likelihoods.gather(2, words.mT).mT
+        predicted = self.words(hidden).unflatten(1, (self.config.length, -1)).log_softmax(dim=2)
+        return predicted.gather(2, words.mT).mT
 
     def forward(self, images: Tensor, words: Tensor) -> Tensor:
-        """Logits (B,) that each picture (B, 3, image_size, image_size) uint8 shows its caption, words (B, length)."""
-        return self.answer(self.log_likelihoods(images, words[:, None]))[:, 0, 0]
+        """Logits (B,) that pictures (B, 3, image_size, image_size) uint8 show their captions, words (B, length)."""
+        return self.answer(self.log_likelihoods(images, words[:, None])).flatten()
+
+
+def question_loss(
+    network: QuestionScorer, images: Tensor, words: Tensor, contradicted: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Cross-entropy of yes to pictures with their captions and no to wrong ones, plus that of the captions' words.
+
+    images are uint8 (B, 3, S, S), words (B, length) their captions, contradicted (B, k, length) k wrong captions of
+    each, which together weigh as much as the right one. Nothing is random. Returns a scalar, in nats.
+    """
+    likelihoods = network.log_likelihoods(images, torch.cat([words[:, None], contradicted], dim=1))
+    logits = network.answer(likelihoods)
+    return softplus(-logits[:, 0]).mean() + softplus(logits[:, 1:]).mean() - likelihoods[:, 0].mean()
+
+
+@dataclass(frozen=True)
+class ScorerModel:
+    """A scorer as a `graft.metrics.vqascore.VisualQuestionModel`, so that a score is the probability of yes."""
+
+    network: QuestionScorer
+    batch_size: int
+
+    @torch.no_grad()
+    def answer_loss(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
+        """-log of the probability (b,) of yes, in nats, given RGB images and their texts.
+
+        Raises UserError if an image does not have the size that the scorer was trained on, and as `tokens` does.
+        """
+        size = self.network.config.image_size
+        if other := [image.size for image in images if image.size != (size, size)]:
+            width, height = other[0]
+            raise UserError(
+                f"the scorer takes images of {size} x {size} pixels, not of {width} x {height}; resize them"
+            )
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
+        device = self.network.device
+        return softplus(-self.network(pixels.to(device), self.network.tokens(texts).to(device)))
 
 
 def _convolution(before: int, after: int) -> list[nn.Module]:

@@ -57,9 +57,8 @@ class StableDiffusion(nn.Module):
         if guidance == 1:
             return self.unet(x, timestep, context, return_dict=False)[0]
         context = torch.cat([self.empty.expand_as(context), context])
-        unconditional, conditional = self.unet(x.repeat(2, 1, 1, 1), timestep.repeat(2), context, return_dict=False)[
-            0
-        ].chunk(2)
+        both = self.unet(x.repeat(2, 1, 1, 1), timestep.repeat(2), context, return_dict=False)[0]
+        unconditional, conditional = both.chunk(2)
         return unconditional + guidance * (conditional - unconditional)
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
@@ -140,7 +139,7 @@ class AdaptedStableDiffusion(StableDiffusion):
 
     @classmethod
     def load(cls, base: StableDiffusion, folder: str | Path) -> AdaptedStableDiffusion:
-        """A LoRA that `save_pretrained`, or any other trainer of diffusers, wrote. Raises UserError if there is none."""
+        """A LoRA that `save_pretrained`, or another trainer of diffusers, wrote. Raises UserError if there is none."""
         model = cls(base)
         try:
             state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
@@ -173,7 +172,9 @@ def load_stable_diffusion(source: str | Path) -> StableDiffusion:
     name, revision = str(source), None
     if not Path(source).is_dir():
         if not HUB.fullmatch(name):
-            raise UserError(f"{source}: neither a folder nor a hub repository with its commit, owner/name@40 hex digits")
+            raise UserError(
+                f"{source}: neither a folder nor a hub repository with its commit, owner/name@40 hex digits"
+            )
         name, revision = name.split("@")
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
@@ -200,7 +201,11 @@ def matching_scheduler(trained: Any) -> DDIMScheduler:
     Raises UserError for another schedule, and for a network that predicts neither noise nor velocity.
     """
     scheduler = DDIMScheduler.from_config(
-        trained.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False, rescale_betas_zero_snr=False
+        trained.config,
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
+        clip_sample=False,
+        rescale_betas_zero_snr=False,
     )
     kept = StableDiffusionPath().alpha(torch.arange(1, StableDiffusionPath.STEPS + 1) / StableDiffusionPath.STEPS) ** 2
     same = scheduler.alphas_cumprod.shape == kept.shape and torch.allclose(scheduler.alphas_cumprod, kept, rtol=1e-4)
@@ -246,7 +251,7 @@ def build_stable_diffusion(
 
 
 def word_tokenizer(words: Sequence[str], length: int) -> CLIPTokenizer:
-    """CLIP's tokenizer with a vocabulary in which each of `words` (lower case) is one token, at most `length` a text."""
+    """CLIP's tokenizer with a vocabulary in which each of `words` (lower case) is a token, at most `length` a text."""
     letters = sorted(set("".join(words)))
     merges: list[tuple[str, str]] = []
     for word in words:

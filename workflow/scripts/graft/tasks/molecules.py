@@ -202,7 +202,9 @@ class Molecules:
 
     def load_samples(self, paths: Sequence[str | Path], name: str, data: str | Path) -> Cloud:
         """The samples of a model from shards of rollouts."""
-        return self.decode(ShardedTensor(paths, f"{name}.step0")[:], {"atoms": ShardedTensor(paths, "condition.atoms")[:]})
+        return self.decode(
+            ShardedTensor(paths, f"{name}.step0")[:], {"atoms": ShardedTensor(paths, "condition.atoms")[:]}
+        )
 
     def rewards(self, molecules: Cloud, reward: dict[str, Any], compute: Compute) -> np.ndarray:
         """Reward (B,) float64 of each molecule, NaN where the function fails; see `graft.rewards.per_sample`."""

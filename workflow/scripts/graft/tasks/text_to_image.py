@@ -19,8 +19,9 @@ from graft import prompt_formats
 from graft.compositions import COLOURS, DIGITS, RELATIONS, correct, parse
 from graft.compute import Compute
 from graft.errors import UserError
-from graft.metrics.judges import load_classifier, load_judge
+from graft.metrics.judges import load_judge
 from graft.metrics.vqascore import vqascore
+from graft.networks.classifier import ImageClassifier
 from graft.networks.saved import load_saved
 from graft.networks.stable_diffusion import (
     AdaptedStableDiffusion,
@@ -91,8 +92,11 @@ class TextToImage:
         return self.latent_channels, side, side
 
     def read(self, folder: Path, reader: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """`captions` (n, W) and `kinds` (n, V) uint8, UTF-8 padded with zeros, `held_out` (n,), and, where there are
-        pictures, `images` (n, 3, S, S) uint8."""
+        """Prompts, and the pictures that show them where the asset has some.
+
+        `captions` (n, W) and `kinds` (n, V) uint8, UTF-8 padded with zeros; `held_out` (n,) bool; `images` (n, 3, S, S)
+        uint8.
+        """
         return arrays_of(prompt_formats.READERS[reader](folder, self.image_size)), {}
 
     def join(self, parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -105,13 +109,11 @@ class TextToImage:
         chosen = ~load_prepared(folder, "held_out")[:]
         try:
             images = load_prepared(folder, "images")
-        except LookupError as error:
+        except KeyError as error:
             raise UserError(f"{folder}: prompts without pictures train no base; set base.pretrained") from error
         return [array[:][chosen] for array in (images, load_prepared(folder, "captions"))]
 
-    def build_network(
-        self, settings: dict[str, Any], seed: int, run: int, autoencoder: str | Path
-    ) -> StableDiffusion:
+    def build_network(self, settings: dict[str, Any], seed: int, run: int, autoencoder: str | Path) -> StableDiffusion:
         """See `graft.networks.stable_diffusion.build_stable_diffusion`; autoencoder: a folder of an AutoencoderKL."""
         vae = load_saved(autoencoder, {"AutoencoderKL": AutoencoderKL})
         return self._checked(build_stable_diffusion(settings, vae, WORDS, seed, run), autoencoder)
@@ -119,7 +121,7 @@ class TextToImage:
     def load_network(
         self, folder: str | Path, data: str | Path | None = None, device: torch.device | str = "cpu"
     ) -> StableDiffusion:
-        """The base (see `load_stable_diffusion`) on a device; with `data`, it has embedded the prompts of that folder."""
+        """The base (see `load_stable_diffusion`) on a device; with `data`, the prompts of that folder are embedded."""
         network = self._checked(load_stable_diffusion(folder), folder).to(device)
         if data is not None:
             network.know(prompt_table(str(data)).captions)
@@ -165,7 +167,7 @@ class TextToImage:
     def denoising_loss(
         self, network: nn.Module, x_c: Tensor, cut_time: float, condition: Condition, generator: torch.Generator
     ) -> Tensor:
-        """Noise prediction above a cut (`graft.objectives.noise_prediction`) of snapshots x_c (B, C, h, w); a scalar."""
+        """Noise prediction above a cut (see `graft.objectives`) of snapshots x_c (B, C, h, w); a scalar."""
         context = network.embeddings[condition["prompt"]]
         if self.guided_loss:
             return self._noise_loss(network, context, self.guidance, x_c, cut_time, generator)
@@ -250,7 +252,7 @@ class TextToImage:
         return pictures_of(torch.cat(images), condition, data)
 
     def stored(self, samples: Pictures) -> dict[str, Tensor]:
-        """What a shard keeps of samples beside their points: every picture as PNG, one after the other, and their ends."""
+        """What a shard keeps of samples beside their points: every picture as PNG, end to end, and where they end."""
         files = [png(image) for image in samples.images]
         return {"png": torch.cat(files), "png_ends": torch.tensor([len(file) for file in files]).cumsum(dim=0)}
 
@@ -281,7 +283,7 @@ class TextToImage:
         truth = judges.get("truth")
         return {
             "scorer": load_judge(judges["evaluation"], compute.device, judges["batch_size"]),
-            "classifier": load_classifier(truth, compute.device) if truth else None,
+            "classify": truth and digit_classifier(truth, compute.device),
         }
 
     def metrics(self, samples: Pictures, reference: dict[str, Any]) -> dict[str, float]:
@@ -289,10 +291,12 @@ class TextToImage:
         scores = vqascore(samples.images, samples.captions, reference["scorer"]).double()
         kinds = np.array(samples.kinds)
         measured = {"vqascore": scores.mean().item()}
-        measured |= {f"vqascore_{kind.replace(' ', '_')}": scores[kinds == kind].mean().item() for kind in np.unique(kinds)}
-        if reference["classifier"] is not None:
+        measured |= {
+            f"vqascore_{kind.replace(' ', '_')}": scores[kinds == kind].mean().item() for kind in np.unique(kinds)
+        }
+        if reference["classify"]:
             compositions = [parse(caption) for caption in samples.captions]
-            measured["accuracy"] = float(correct(samples.images.numpy(), compositions, reference["classifier"]).mean())
+            measured["accuracy"] = float(correct(samples.images.numpy(), compositions, reference["classify"]).mean())
         return measured
 
     def picture(self, samples: Pictures, count: int) -> Image.Image:
@@ -306,6 +310,12 @@ class TextToImage:
             lines = "\n".join(" ".join(part) for part in (words[: -(-len(words) // 2)], words[-(-len(words) // 2) :]))
             draw.multiline_text((PICTURE * place + 2, PICTURE), lines, fill="black", font_size=9, spacing=1)
         return sheet
+
+
+def digit_classifier(folder: str | Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """A function from grey tiles (m, 1, s, s) uint8 to their digits (m,), by a saved `ImageClassifier`."""
+    network = load_saved(folder, {"ImageClassifier": ImageClassifier}).to(device)
+    return lambda tiles: network(tiles.to(device)).argmax(dim=1).cpu()
 
 
 def arrays_of(prompts: prompt_formats.Prompts) -> dict[str, np.ndarray]:
