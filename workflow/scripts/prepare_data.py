@@ -14,9 +14,9 @@ from graft.shards import write_tensors
 
 def main(job):
     task, folder = task_of(job), Path(job.output[0])
-    descriptions = [read_description(asset) for asset in job.input]
-    readers = [description["reader"] for description in descriptions]
-    found = [task.read(Path(asset), reader) for asset, reader in zip(job.input, readers, strict=True)]
+    assets = [Path(asset) for asset in job.input]
+    descriptions = [read_description(asset) for asset in assets]
+    found = [task.read(asset, each["reader"]) for asset, each in zip(assets, descriptions, strict=True)]
     arrays, counts = found[0]
     if len(found) > 1:
         arrays = task.join([part for part, _ in found])

@@ -56,7 +56,7 @@ def read_pictures(folder):
 
 
 def train_scorer(job, compute, name, pictures, wrong):
-    """Save a scorer; its accuracy on held-out pictures with their captions and the first wrong ones."""
+    """Save a scorer; its accuracy on held-out pictures."""
     with drawn_weights(job.params.seed, RUNS[name]):
         network = QuestionScorer(
             image_size=pictures.images.shape[-1],
@@ -70,18 +70,24 @@ def train_scorer(job, compute, name, pictures, wrong):
     data = [array[mine & ~held_out] for array in (pictures.images, words, contradicted)]
     fit(job, compute, name, "scorer", network, data, question_loss)
     images = pictures.images[held_out]
-    accepted = (evaluate(compute, network, images, words[held_out]) > 0).double()
-    rejected = (evaluate(compute, network, images, contradicted[held_out, 0]) <= 0).double()
-    balanced = (accepted + rejected) / 2
+    accepted = evaluate(compute, network, images, words[held_out]) > 0
+    rejected = evaluate(compute, network, images, contradicted[held_out, 0]) <= 0
     kinds = [difference(pictures.compositions[row], wrong[row][0]) for row in held_out.nonzero().flatten().tolist()]
+    return scorer_accuracy(accepted, rejected, mine[held_out], kinds)
+
+
+def scorer_accuracy(accepted, rejected, mine, kinds):
+    """Shares of pictures (n,) whose caption was accepted, and whose wrong one, of n kinds, was rejected.
+
+    mine: (n,) bool, whether a picture is in the handwriting that the scorer was trained on.
+    """
+    balanced = (accepted.double() + rejected.double()) / 2
+    of_kind = {kind: torch.tensor([other == kind for other in kinds]) for kind in sorted(set(kinds))}
     return {
         "balanced_accuracy": balanced.mean().item(),
-        "balanced_accuracy_in_other_handwriting": balanced[~mine[held_out]].mean().item(),
-        "true_accepted": accepted.mean().item(),
-        "contradicted_rejected": {
-            kind: rejected[torch.tensor([other == kind for other in kinds])].mean().item()
-            for kind in sorted(set(kinds))
-        },
+        "balanced_accuracy_in_other_handwriting": balanced[~mine].mean().item(),
+        "true_accepted": accepted.double().mean().item(),
+        "contradicted_rejected": {kind: rejected[rows].double().mean().item() for kind, rows in of_kind.items()},
     }
 
 
@@ -97,7 +103,7 @@ def difference(composition, other):
 
 
 def train_classifier(job, compute, name, pictures):
-    """Save a classifier of grey digit tiles; its accuracy on those of held-out pictures."""
+    """Save a classifier of grey digit tiles; its accuracy on held-out pictures, whose handwriting it knows."""
     tiles, _ = object_crops(pictures.images, pictures.compositions)
     digits = torch.tensor([digit for composition in pictures.compositions for _, digit in composition.objects])
     counts = torch.tensor([len(composition.objects) for composition in pictures.compositions])
@@ -106,7 +112,7 @@ def train_classifier(job, compute, name, pictures):
         network = ImageClassifier(in_channels=1, classes=len(DIGITS), **job.params.network["classifier"])
     fit(job, compute, name, "classifier", network, [tiles[~held_out], digits[~held_out]], classification_loss)
     guesses = evaluate(compute, network, tiles[held_out]).argmax(dim=1)
-    return {"accuracy": (guesses == digits[held_out]).double().mean().item()}
+    return {"digit_accuracy": (guesses == digits[held_out]).double().mean().item()}
 
 
 def classification_loss(network, tiles, digits, generator):
