@@ -187,7 +187,10 @@ def test_adapters_draw_their_weights_from_the_seed(base):
 
 def test_a_saved_adapter_comes_back_with_its_alpha(base, adapted, tmp_path):
     adapted.save_pretrained(tmp_path)
-    assert predict(AdaptedStableDiffusion.load(base, tmp_path)).equal(predict(adapted))
+    loaded = AdaptedStableDiffusion.load(base, tmp_path)
+    assert predict(loaded).equal(predict(adapted))
+    loaded.save_pretrained(tmp_path / "again")
+    assert predict(AdaptedStableDiffusion.load(base, tmp_path / "again")).equal(predict(adapted))
     assert not torch.allclose(predict(adapted), predict(base), atol=1e-2)
 
 

@@ -126,10 +126,12 @@ def test_rollouts_take_training_prompts_and_the_evaluation_takes_the_others(data
 def test_consecutive_rollouts_share_a_prompt_whatever_the_batch(data):
     found = prompts_of(data, Draw.ROLLOUT, 0, 192)
     assert all(len(set(found[i : i + 4])) == 1 for i in range(0, 192, 4))
+    assert found[4::8] == [TRAINING[1]] * 24, "every other prompt is of the other kind"
+    assert len(set(found[0:16:8])) == 2, "all of a kind come before one comes again"
     assert found[0] != found[4]
     assert found[64:128] == prompts_of(data, Draw.ROLLOUT, 64, 128)
-    orders = {tuple(prompts_of(data, Draw.ROLLOUT, 0, 12, seed)) for seed in range(20)}
-    assert len(orders) == 6, "three prompts have six orders"
+    orders = {tuple(prompts_of(data, Draw.ROLLOUT, 0, 16, seed)) for seed in range(20)}
+    assert len(orders) == 2, "the two of one kind have two orders"
 
 
 def test_training_data_hold_nothing_that_evaluates(data):

@@ -11,13 +11,19 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
+from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from graft.errors import UserError
 from graft.paths import StableDiffusionPath
 from graft.seeding import drawn_weights
+
+# Their bars for every file that is loaded would fill a job's output.
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
 
 ADAPTED = ["to_q", "to_k", "to_v", "to_out.0"]
 """The linear layers that get a LoRA: all projections of every attention, as is customary for Stable Diffusion."""
@@ -156,8 +162,8 @@ class AdaptedStableDiffusion(StableDiffusion):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the LoRA, with its metadata, as `StableDiffusionPipeline.load_lora_weights` reads it."""
-        (config,) = self.unet.peft_config.values()
-        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet))
+        ((name, config),) = self.unet.peft_config.items()
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet, adapter_name=name))
         StableDiffusionPipeline.save_lora_weights(
             folder, unet_lora_layers=layers, unet_lora_adapter_metadata=config.to_dict()
         )

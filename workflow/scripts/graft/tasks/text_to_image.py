@@ -220,18 +220,23 @@ class TextToImage:
     def conditions(
         self, folder: str | Path, seed: int, draw: Draw, stage: int, *index: int, start: int, stop: int
     ) -> Condition:
-        """Conditions of the samples [start, stop): prompts in an order drawn at random, again from its start after all.
+        """Conditions of the samples [start, stop): of each kind of prompt in turn the next, in an order drawn at random.
 
-        Rollouts take training prompts, `images_per_prompt` samples each; the evaluation held-out ones, one each.
+        After the last prompt of a kind comes its first again. Rollouts take training prompts, `images_per_prompt`
+        samples each; the evaluation held-out ones, one each. Raises UserError if there are no such prompts.
         """
-        held_out = prompt_table(str(folder)).held_out
-        evaluation = stage == Draw.EVALUATION
-        rows = (held_out if evaluation else ~held_out).nonzero().squeeze(1)
+        table, evaluation = prompt_table(str(folder)), stage == Draw.EVALUATION
+        rows = (table.held_out if evaluation else ~table.held_out).nonzero().squeeze(1)
         if not len(rows):
             raise UserError(f"{folder}: no prompt is left {'to evaluate' if evaluation else 'to train on'}; add some")
-        order = rows[torch.randperm(len(rows), generator=generator(seed, draw, int(stage), *index))]
-        turn = torch.arange(start, stop) // (1 if evaluation else self.images_per_prompt)
-        return {"prompt": order[turn % len(order)]}
+        shuffled = rows[torch.randperm(len(rows), generator=generator(seed, draw, int(stage), *index))].tolist()
+        orders: dict[str, list[int]] = {table.kinds[row]: [] for row in rows.tolist()}
+        for row in shuffled:
+            orders[table.kinds[row]].append(row)
+        kinds = list(orders.values())
+        turns = (number // (1 if evaluation else self.images_per_prompt) for number in range(start, stop))
+        places = ((kinds[turn % len(kinds)], turn // len(kinds)) for turn in turns)
+        return {"prompt": torch.tensor([order[place % len(order)] for order, place in places])}
 
     def group(self, condition: Condition) -> Tensor:
         """(B,) int64: within which samples rewards are compared; those of one prompt."""
