@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import json
 import tarfile
 import zipfile
 from unittest import mock
@@ -123,3 +124,136 @@ def write_assets(assets, mirror, path):
                         content = gzip.decompress(content)
                     file[algorithm] = hashlib.new(algorithm, content).hexdigest()
     path.write_text(yaml.safe_dump(assets))
+
+
+CLIP_FLANT5_WORDS = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. USER: "
+    'Does this figure show "? Please answer yes or no. ASSISTANT: Yes No a red cat dogs'
+)
+CLIP_TOWER = "vision_tower.vision_tower.vision_model."
+CLIP_VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+EXTRA_ROWS = 9
+"""Of T5's table, behind the tokenizer's last token."""
+
+
+def t5_tokenizer():
+    """A tokenizer of T5's kind with a small vocabulary."""
+    from transformers import T5TokenizerFast
+
+    pieces = [(f"▁{word}", -4.0) for word in dict.fromkeys(CLIP_FLANT5_WORDS.split())]
+    characters = [(chr(code), -9.0) for code in range(33, 127)]
+    specials = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    return T5TokenizerFast(vocab=[*specials, ("▁", -6.0), *pieces, *characters], extra_ids=5)
+
+
+def clip_flant5_parts(tokenizer):
+    """T5 with an output of its own, CLIP's tower and the projector, with random weights."""
+    from torch import nn
+    from transformers import CLIPVisionConfig, CLIPVisionModel, T5Config, T5ForConditionalGeneration
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        t5 = T5Config(
+            vocab_size=len(tokenizer) + EXTRA_ROWS,
+            d_model=20,
+            d_kv=6,
+            d_ff=32,
+            num_layers=2,
+            num_heads=3,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+            decoder_start_token_id=0,
+        )
+        language = T5ForConditionalGeneration(t5)
+        language.lm_head.weight = nn.Parameter(torch.randn(t5.vocab_size, t5.d_model) / 3)
+        tower = CLIPVisionModel(CLIPVisionConfig(**CLIP_VISION, image_size=12, patch_size=4))
+        for parameter in tower.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        projector = nn.Sequential(nn.Linear(16, 20), nn.GELU(), nn.Linear(20, 20))
+    return nn.ModuleDict({"t5": language, "tower": tower, "projector": projector}).eval().requires_grad_(False)
+
+
+def clip_flant5_weights(parts):
+    """The parts' weights under their published names."""
+    aliases = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    state = {name: tensor for name, tensor in parts["t5"].state_dict().items() if name not in aliases}
+    state |= {CLIP_TOWER + name: tensor for name, tensor in parts["tower"].state_dict().items()}
+    state |= {f"mm_projector.{name}": tensor for name, tensor in parts["projector"].state_dict().items()}
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def clip_flant5_config(parts):
+    """The published config.json."""
+    return parts["t5"].config.to_dict() | {
+        "model_type": "clip_t5",
+        "architectures": ["CLIPT5ForConditionalGeneration"],
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_hidden_size": 16,
+        "mm_projector_type": "mlp2x_gelu",
+    }
+
+
+def write_clip_flant5(folder):
+    """CLIP-FlanT5 as a judge's folder: its own files, the tokenizer in `tokenizer`, CLIP in `clip`."""
+    from safetensors.torch import save_file
+    from transformers import CLIPImageProcessorPil
+
+    tokenizer = t5_tokenizer()
+    parts = clip_flant5_parts(tokenizer)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    crop = {"height": 12, "width": 12}
+    CLIPImageProcessorPil(size={"shortest_edge": 12}, crop_size=crop).save_pretrained(folder / "clip")
+    vision = {"model_type": "clip", "vision_config": parts["tower"].config.to_dict()}
+    (folder / "clip/config.json").write_text(json.dumps(vision))
+    (folder / "config.json").write_text(json.dumps(clip_flant5_config(parts)))
+    save_file(clip_flant5_weights(parts), folder / "model.safetensors")
+
+
+def write_stable_diffusion(folder):
+    """A Stable Diffusion of 32 x 32 pixels with latents 8 times smaller, whose tokens are letters."""
+    from diffusers import AutoencoderKL
+
+    from graft.networks.stable_diffusion import build_stable_diffusion
+
+    vae = AutoencoderKL(
+        block_out_channels=[4] * 4,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        latent_channels=4,
+        norm_num_groups=2,
+        sample_size=32,
+    )
+    unet = {
+        "block_out_channels": [8, 16],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 4,
+    }
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 12,
+    }
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    build_stable_diffusion({"unet": unet, "text": text}, vae, letters, seed=0, run=0).save_pretrained(folder)
+
+
+def write_prompts(folder):
+    """A few prompts of each benchmark, in their own formats."""
+    (folder / "t2i_compbench").mkdir(parents=True)
+    for kind in ("3d_spatial", "color", "complex", "non_spatial", "numeracy", "shape", "spatial", "texture"):
+        train = [f"a {kind} cat {number}" for number in range(6)]
+        (folder / f"t2i_compbench/{kind}_train.txt").write_text("\n".join(train))
+        (folder / f"t2i_compbench/{kind}_val.txt").write_text(f"a {kind} dog\na {kind} cat 0\n")
+    prompts = {"00001": {"id": "00001", "prompt": "A baker and his bread."}, "00002": {"prompt": "a color cat 1"}}
+    (folder / "genai_image_527.json").write_text(json.dumps(prompts))
+    (folder / "geneval_metadata.jsonl").write_text('{"tag": "single_object", "prompt": "a photo of a bench"}\n')

@@ -4,7 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from replicas import write_assets, write_cifar, write_inception, write_mnist, write_photographs, write_qm9
+from replicas import (
+    write_assets,
+    write_cifar,
+    write_clip_flant5,
+    write_inception,
+    write_mnist,
+    write_photographs,
+    write_prompts,
+    write_qm9,
+    write_stable_diffusion,
+)
 from test_workflow import REPOSITORY, TINY_DDPO, TINY_TRAINING, Checkout, merged
 
 from graft.files import read_json
@@ -97,6 +107,39 @@ def test_molecules_of_paper_scale_end_to_end(tmp_path):
     table = pd.read_csv(checkout.folder / "results/paper/tables/molecules.csv")
     assert set(table["method"]) == {"base", *methods}
     assert (table.loc[table["method"] != "base", ["rounds", "reward_calls"]].to_numpy() == [2, 256]).all()
+
+
+def test_text_to_image_of_paper_scale_end_to_end(tmp_path):
+    """Prompts of three benchmarks, a Stable Diffusion folder and CLIP-FlanT5 as it is published, all of them small."""
+    checkout = ScaledCheckout(tmp_path, "paper")
+    write_prompts(checkout.mirror / "prompts")
+    write_stable_diffusion(tmp_path / "base")
+    write_clip_flant5(tmp_path / "models/clip-flant5-xxl")
+    methods = checkout.scale["text_to_image"]["settings"]["stable_diffusion_2"]["methods"]
+    tiny = {
+        "points": {"image_size": 32, "images_per_prompt": 4},
+        "base": {"pretrained": "base"},
+        "sampler": {"steps": 5, "batch_size": 64},
+        "rollouts": {"samples": 128, "shards": 2},
+        "fine_tuning": {"jobs": 2, "training": {"steps": 2, "batch_size": 4}, "adapter": {"rank": 2}},
+        "methods": {name: TINY_DDPO for name, method in methods.items() if "iterations" in method},
+        "evaluation": {"samples": 64, "shards": 1, "branched": 8, "branches": 2},
+    }
+    done = checkout.run(
+        "table_text_to_image",
+        "figure_text_to_image",
+        config={
+            "text_to_image": {"settings": {"stable_diffusion_2": tiny}},
+            "images": {"run": []},
+            "molecules": {"run": []},
+        },
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    table = pd.read_csv(checkout.folder / "results/paper/tables/text_to_image.csv")
+    assert set(table["method"]) == {"base", *methods}
+    benchmarks = {"vqascore_GenAI-Bench", "vqascore_GenEval", "vqascore_color"}
+    assert benchmarks <= set(table["metric"])
+    assert "accuracy" not in set(table["metric"])
 
 
 def test_published_figures_stand_beside_the_rows_that_they_are_for(tmp_path):

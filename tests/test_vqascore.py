@@ -6,18 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from replicas import CLIP_TOWER, CLIP_VISION, clip_flant5_config, clip_flant5_parts, clip_flant5_weights, t5_tokenizer
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import (
     BlipImageProcessorPil,
     CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    CLIPVisionModel,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     InstructBlipProcessor,
-    T5Config,
-    T5ForConditionalGeneration,
     T5TokenizerFast,
 )
 
@@ -31,45 +27,17 @@ SYSTEM = (
 )
 TEXTS = ["a red cat", "two dogs, left of a blue bicycle in the snow", "", "A {brace} & “quotes”", "x" * 60]
 SHAPES = [(30, 20), (20, 31), (24, 24), (7, 40), (50, 49)]
-VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
-EXTRA_ROWS = 9
-"""Of T5's table, behind the tokenizer's last token."""
-
 FORMATS = ["safetensors", "sharded safetensors", "bin", "sharded bin"]
-TOWER = "vision_tower.vision_tower.vision_model."
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    words = (SYSTEM + 'Does this figure show "? Please answer yes or no. ASSISTANT: Yes No a red cat dogs').split()
-    pieces = [(f"▁{word}", -4.0) for word in dict.fromkeys(words)]
-    characters = [(chr(code), -9.0) for code in range(33, 127)]
-    specials = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    return T5TokenizerFast(vocab=[*specials, ("▁", -6.0), *pieces, *characters], extra_ids=5)
+    return t5_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def parts(tokenizer):
-    """T5 with an output of its own, CLIP's tower and the projector, with random weights."""
-    torch.manual_seed(0)
-    t5 = T5Config(
-        vocab_size=len(tokenizer) + EXTRA_ROWS,
-        d_model=20,
-        d_kv=6,
-        d_ff=32,
-        num_layers=2,
-        num_heads=3,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-    )
-    language = T5ForConditionalGeneration(t5)
-    language.lm_head.weight = nn.Parameter(torch.randn(t5.vocab_size, t5.d_model) / 3)
-    tower = CLIPVisionModel(CLIPVisionConfig(**VISION, image_size=12, patch_size=4))
-    for parameter in tower.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    projector = nn.Sequential(nn.Linear(16, 20), nn.GELU(), nn.Linear(20, 20))
-    return nn.ModuleDict({"t5": language, "tower": tower, "projector": projector}).eval().requires_grad_(False)
+    return clip_flant5_parts(tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +53,7 @@ def images():
 
 @pytest.fixture
 def published(parts):
-    """The parts' weights under their published names."""
-    aliases = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-    state = {name: tensor for name, tensor in parts["t5"].state_dict().items() if name not in aliases}
-    state |= {TOWER + name: tensor for name, tensor in parts["tower"].state_dict().items()}
-    state |= {f"mm_projector.{name}": tensor for name, tensor in parts["projector"].state_dict().items()}
-    return {name: tensor.clone() for name, tensor in state.items()}
+    return clip_flant5_weights(parts)
 
 
 @pytest.fixture
@@ -100,19 +63,8 @@ def folders(tmp_path, parts, tokenizer, processor, published):
     processor.save_pretrained(tmp_path / "clip")
     vision = parts["tower"].config.to_dict()
     (tmp_path / "clip/config.json").write_text(json.dumps({"model_type": "clip", "vision_config": vision}))
-    config = parts["t5"].config.to_dict() | {
-        "model_type": "clip_t5",
-        "architectures": ["CLIPT5ForConditionalGeneration"],
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
-        "mm_vision_select_layer": -2,
-        "mm_vision_select_feature": "patch",
-        "mm_hidden_size": 16,
-        "mm_projector_type": "mlp2x_gelu",
-    }
     (tmp_path / "model").mkdir()
-    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    (tmp_path / "model/config.json").write_text(json.dumps(clip_flant5_config(parts)))
     save(tmp_path / "model", published, "safetensors")
     return tmp_path
 
@@ -288,7 +240,7 @@ def test_alias_that_differs(folders, published):
 
 
 def test_leftovers_of_older_versions_are_ignored(folders, published, images, expected):
-    published[f"{TOWER}embeddings.position_ids"] = torch.arange(10)[None]
+    published[f"{CLIP_TOWER}embeddings.position_ids"] = torch.arange(10)[None]
     published["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.zeros(32, 3)
     save(folders / "model", published, "bin")
     assert close(vqascore(images, TEXTS, load(folders)), expected)
@@ -296,7 +248,7 @@ def test_leftovers_of_older_versions_are_ignored(folders, published, images, exp
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_tower_may_come_from_clip(folders, published, images, expected, kind):
-    tower = {name: published.pop(name) for name in list(published) if name.startswith(TOWER)}
+    tower = {name: published.pop(name) for name in list(published) if name.startswith(CLIP_TOWER)}
     clip = {name.removeprefix("vision_tower.vision_tower."): tensor for name, tensor in tower.items()}
     save(folders / "model", published, "safetensors")
     with pytest.raises(UserError, match=r"clip: no weights; it should hold one of model.safetensors, "):
@@ -470,7 +422,11 @@ def test_shards_elsewhere_or_gone(folders, published):
         ("model", {"mm_hidden_size": 32}, "its vision features are 16 wide, but .*mm_hidden_size 32 and names openai/"),
         ("model", {"feed_forward_proj": "a-b-c"}, "model: not the folder of a CLIP-FlanT5 "),
         ("model", {"vocab_size": 30}, r"tokenizer: \d+ tokens, but the model has 30; give its own tokenizer"),
-        ("clip", {"vision_config": {**VISION, "image_size": 16}}, "cuts out 12 by 12 pixels, but .* takes 16 by 16"),
+        (
+            "clip",
+            {"vision_config": {**CLIP_VISION, "image_size": 16}},
+            "cuts out 12 by 12 pixels, but .* takes 16 by 16",
+        ),
     ],
 )
 def test_configurations_that_do_not_fit(folders, path, changes, message):
@@ -512,8 +468,8 @@ def instruct_blip(tmp_path, tokenizer, parts):
     image_processor = BlipImageProcessorPil(size={"height": 12, "width": 12})
     processor = InstructBlipProcessor(image_processor, tokenizer, T5TokenizerFast(vocab=tokenizer._vocab_scores), 2)
     config = InstructBlipConfig(
-        vision_config={**VISION, "image_size": 12, "patch_size": 4},
-        qformer_config={**VISION, "vocab_size": 400, "encoder_hidden_size": 16, "cross_attention_frequency": 1},
+        vision_config={**CLIP_VISION, "image_size": 12, "patch_size": 4},
+        qformer_config={**CLIP_VISION, "vocab_size": 400, "encoder_hidden_size": 16, "cross_attention_frequency": 1},
         text_config=parts["t5"].config.to_dict() | {"tie_word_embeddings": False},
         num_query_tokens=2,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),

@@ -48,7 +48,7 @@ def code(script, task=None):
 
 
 def task_setting(leaf, task="images"):
-    """A leaf of the configuration of a job's task and setting, as an input or params function.
+    """A leaf of the configuration of a job's task and setting, as an input or params function; None if left out.
 
     task: of a rule that has no such wildcard.
 
@@ -56,10 +56,11 @@ def task_setting(leaf, task="images"):
     """
 
     def of_job(wildcards):
+        *blocks, last = leaf.split("/")
         found = config[wildcards.get("task", task)]["settings"][wildcards.setting]
-        for key in leaf.split("/"):
+        for key in blocks:
             found = found[key]
-        return found
+        return found.get(last)
 
     return of_job
 

@@ -15,6 +15,7 @@ from graft.networks.scorer import QuestionScorer, question_loss
 from graft.seeding import Draw, drawn_weights, numpy_generator
 from graft.shards import load_prepared
 from graft.tables import write_csv
+from graft.tasks.text_to_image import WORDS, texts
 from graft.training import TrainingSettings, train
 
 HALVES = {"reward": 0, "evaluation": 1}
@@ -52,7 +53,7 @@ def main(job):
 
 def read_pictures(folder):
     images, captions, held_out = (load_prepared(folder, name)[:] for name in ("images", "captions", "held_out"))
-    return Pictures(images, [parse(bytes(row).rstrip(b"\0").decode()) for row in captions.numpy()], held_out)
+    return Pictures(images, [parse(caption) for caption in texts(captions.numpy())], held_out)
 
 
 def train_scorer(job, compute, name, pictures, wrong):
@@ -60,7 +61,7 @@ def train_scorer(job, compute, name, pictures, wrong):
     with drawn_weights(job.params.seed, RUNS[name]):
         network = QuestionScorer(
             image_size=pictures.images.shape[-1],
-            vocabulary=sorted({word for caption in COMPOSITIONS for word in caption.split()}),
+            vocabulary=WORDS,
             length=max(len(caption.split()) for caption in COMPOSITIONS),
             **job.params.network["scorer"],
         )
@@ -104,7 +105,7 @@ def difference(composition, other):
 
 def train_classifier(job, compute, name, pictures):
     """Save a classifier of grey digit tiles; its accuracy on held-out pictures, whose handwriting it knows."""
-    tiles, _ = object_crops(pictures.images, pictures.compositions)
+    tiles, _ = object_crops(pictures.images.numpy(), pictures.compositions)
     digits = torch.tensor([digit for composition in pictures.compositions for _, digit in composition.objects])
     counts = torch.tensor([len(composition.objects) for composition in pictures.compositions])
     held_out = pictures.held_out.repeat_interleave(counts)

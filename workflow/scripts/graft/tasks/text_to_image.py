@@ -220,7 +220,7 @@ class TextToImage:
     def conditions(
         self, folder: str | Path, seed: int, draw: Draw, stage: int, *index: int, start: int, stop: int
     ) -> Condition:
-        """Conditions of the samples [start, stop): of each kind of prompt in turn the next, in an order drawn at random.
+        """Conditions of the samples [start, stop): of each kind of prompt in turn the next, in a random order.
 
         After the last prompt of a kind comes its first again. Rollouts take training prompts, `images_per_prompt`
         samples each; the evaluation held-out ones, one each. Raises UserError if there are no such prompts.
