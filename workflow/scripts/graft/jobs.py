@@ -11,12 +11,29 @@ from typing import Any
 
 from graft.errors import UserError
 
+BATCH_SIZES = {
+    "train_base": "base.training.batch_size",
+    "train_autoencoder": "base.autoencoder.training.batch_size",
+    "train_judges": "judges.training.*.batch_size",
+    "train_features": "features.training.batch_size",
+    "train_correctors": "corrector.training.batch_size",
+    "invert_data": "inversion.batch_size",
+    "sample_chains": "sampling.batch_size",
+    "evaluate_samples": "sampling.batch_size",
+    "draw_rollouts": "sampler.batch_size",
+    "score_rollouts": "judges.batch_size",
+    "fine_tune": "fine_tuning.training.batch_size, or batch_size of the policy gradient",
+    "evaluate_models": "judges.batch_size or evaluation.branched",
+}
+"""What to lower when a rule's job runs out of a GPU's memory."""
+
 
 def run(main: Callable[[Any], None], snakemake: Any) -> None:
     """Run `main(snakemake)` as a job.
 
     Messages go to the rule's log file. A UserError ends the job with its one line, in the log and on stderr, and
-    exit status 1; any other exception is a defect and leaves its traceback in both.
+    exit status 1, and so does a GPU whose memory is full; any other exception is a defect and leaves its traceback in
+    both.
     """
     logging.basicConfig(
         filename=snakemake.log[0],
@@ -29,12 +46,19 @@ def run(main: Callable[[Any], None], snakemake: Any) -> None:
     try:
         main(snakemake)
     except UserError as error:
-        logging.error("%s", error)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except Exception:
+        _end(str(error))
+    except Exception as error:
+        # torch's, by name: not every job imports it.
+        if type(error).__name__ == "OutOfMemoryError":
+            _end(f"{snakemake.rule}: the GPU's memory is full; lower {BATCH_SIZES.get(snakemake.rule, 'batch_size')}")
         logging.exception("rule %s failed", snakemake.rule)
         raise
+
+
+def _end(message: str) -> None:
+    logging.error("%s", message)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
 
 
 def compute_of(snakemake: Any):
