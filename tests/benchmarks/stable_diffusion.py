@@ -3,8 +3,8 @@
     PYTHONPATH=workflow/scripts python tests/benchmarks/stable_diffusion.py
 
 Random weights of the published sizes; bf16 and compiled on a GPU, a network of 1 M parameters without one. Prints
-image-forwards a second of the bare network, of sampling (with the sampler's own work) and across P-GRAFT's cut, how many
-graphs were compiled, to which the cut must add none, and images a second of LoRA training.
+image-forwards a second of the bare network, of sampling (with the sampler's own work) and across P-GRAFT's cut, how
+many graphs were compiled, to which the cut must add none, and images a second of LoRA training.
 """
 
 import tempfile
