@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
-from test_workflow import TINY_DDPO, TINY_TRAINING, Checkout, merged
+from test_workflow import TINY_DDPO, TINY_TEXT_MODELS, Checkout, merged
 
 from graft.adapter_switch import BaseBelowCut
 from graft.files import read_json
@@ -16,28 +16,6 @@ from graft.shards import TensorFile
 from graft.tasks.text_to_image import prompt_table
 
 REJECTION = {"rule": None, "cut": 0.0, "deduplicate": False, "learning_rate": 1e-2}
-UNET = {
-    "block_out_channels": [8, 16],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attention_head_dim": 4,
-}
-TEXT = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 16,
-}
-AUTOENCODER = {
-    "block_out_channels": [8, 8],
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-}
 SETTING = {
     "data": {"asset": "digit_compositions", "shards": 1},
     "points": {
@@ -49,21 +27,7 @@ SETTING = {
         "prompt_dropout": 0.1,
         "guided_loss": False,
     },
-    "base": {
-        "pretrained": None,
-        "autoencoder": {"network": AUTOENCODER, "training": TINY_TRAINING},
-        "network": {"unet": UNET, "text": TEXT},
-        "training": TINY_TRAINING,
-    },
-    "judges": {
-        "pretrained": None,
-        "batch_size": 64,
-        "network": {
-            "scorer": {"widths": [4, 4], "features": 16},
-            "classifier": {"widths": [4, 4], "features": 16},
-        },
-        "training": {"scorer": TINY_TRAINING, "classifier": TINY_TRAINING},
-    },
+    **TINY_TEXT_MODELS,
     "sampler": {"steps": 4, "eta": 1.0, "batch_size": 64},
     "reward": {"function": "vqascore", "max_failed": 0.0},
     "rollouts": {"samples": 64, "shards": 1, "rounds": 2},

@@ -17,6 +17,50 @@ REPOSITORY = Path(__file__).parents[1]
 TINY_TRAINING = {"steps": 8, "batch_size": 32, "learning_rate": 1e-3, "ema_decay": 0.9}
 DEFAULTS = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text())
 TINY_DDPO = {"iterations": 2, "gradient_steps": 2, "batch_size": 32}
+TINY_TEXT_MODELS = {
+    "base": {
+        "pretrained": None,
+        "autoencoder": {
+            "network": {
+                "block_out_channels": [8, 8],
+                "down_block_types": ["DownEncoderBlock2D"] * 2,
+                "up_block_types": ["UpDecoderBlock2D"] * 2,
+                "layers_per_block": 1,
+                "norm_num_groups": 4,
+            },
+            "training": TINY_TRAINING,
+        },
+        "network": {
+            "unet": {
+                "block_out_channels": [8, 16],
+                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+                "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+                "layers_per_block": 1,
+                "norm_num_groups": 4,
+                "attention_head_dim": 4,
+            },
+            "text": {
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "max_position_embeddings": 16,
+            },
+        },
+        "training": TINY_TRAINING,
+    },
+    "judges": {
+        "pretrained": None,
+        "batch_size": 64,
+        "network": {
+            "scorer": {"widths": [4, 4], "features": 16},
+            "classifier": {"widths": [4, 4], "features": 16},
+        },
+        "training": {"scorer": TINY_TRAINING, "classifier": TINY_TRAINING},
+    },
+}
+"""A base and judges of text-to-image for pictures of 16 pixels."""
+
 TINY = {
     "seeds": [0],
     "images": {
@@ -51,6 +95,18 @@ TINY = {
                     for name, method in DEFAULTS["molecules"]["settings"]["enumerated"]["methods"].items()
                     if "iterations" in method
                 },
+                "evaluation": {"samples": 64, "branched": 16, "branches": 2},
+            }
+        }
+    },
+    "text_to_image": {
+        "settings": {
+            "digits": {
+                **TINY_TEXT_MODELS,
+                "sampler": {"batch_size": 64},
+                "rollouts": {"samples": 64},
+                "fine_tuning": {"training": {"steps": 2, "batch_size": 16}, "adapter": {"rank": 2}},
+                "methods": {"ddpo": TINY_DDPO},
                 "evaluation": {"samples": 64, "branched": 16, "branches": 2},
             }
         }
@@ -145,13 +201,14 @@ def test_every_table_and_figure_is_made(demo):
         "recall (digits classifier)",
     }
     assert table["mean"].notna().all()
-    for task in ("images", "molecules"):
+    for task in ("images", "molecules", "text_to_image"):
         for name in ("tables/{}.md", "tables/{}.tex", "tables/{}_cost.csv", "figures/{}.pdf"):
             assert (demo.folder / "results/demo" / name.format(task)).stat().st_size > 0
         assert demo.bytes(f"results/demo/figures/{task}.png").startswith(b"\x89PNG")
     report = (demo.folder / "results/demo/report.html").read_text()
     assert "Unconditional images" in report
     assert "Molecules" in report
+    assert "Text to image" in report
 
 
 def test_reward_table_has_every_method_beside_base_and_control(demo):

@@ -21,6 +21,8 @@ PACKAGES = [
     "torch",
     "torchvision",
     "diffusers",
+    "transformers",
+    "peft",
     "torch-fidelity",
     "numpy",
     "scipy",
