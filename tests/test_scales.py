@@ -19,6 +19,7 @@ from test_workflow import REPOSITORY, TINY_DDPO, TINY_TRAINING, Checkout, merged
 
 from graft.files import read_json
 from graft.tasks.images import Images, load_images
+from graft.tasks.text_to_image import prompt_table
 
 CPU = {"gpu": 0, "precision": "fp32", "compile": False, "threads": {"default": 1, "base": 1}}
 
@@ -137,6 +138,11 @@ def test_text_to_image_of_paper_scale_end_to_end(tmp_path):
     assert done.returncode == 0, done.stderr[-5000:]
     table = pd.read_csv(checkout.folder / "results/paper/tables/text_to_image.csv")
     assert set(table["method"]) == {"base", *methods}
+    prompts = prompt_table(str(checkout.folder / "results/paper/text_to_image/stable_diffusion_2/data"))
+    sides = dict(zip(prompts.captions, prompts.held_out.tolist(), strict=True))
+    assert sides["a color cat 0"], "it stands in T2I-CompBench's val file too"
+    assert sides["a color cat 1"], "it stands in GenAI-Bench too"
+    assert not sides["a color cat 2"]
     benchmarks = {"vqascore_GenAI-Bench", "vqascore_GenEval", "vqascore_color"}
     assert benchmarks <= set(table["metric"])
     assert "accuracy" not in set(table["metric"])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import chain
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from torch import nn
 
 from graft.adapter_switch import BaseBelowCut
+from graft.compute import Compute
 from graft.errors import UserError
 from graft.networks.stable_diffusion import (
     AdaptedStableDiffusion,
@@ -17,8 +19,11 @@ from graft.networks.stable_diffusion import (
     matching_scheduler,
     word_tokenizer,
 )
+from graft.objectives import noise_prediction
 from graft.paths import StableDiffusionPath
-from graft.sampling import Ddim, Stage, sample, uniform_times
+from graft.rollouts import SamplerSettings, roll_out
+from graft.sampling import uniform_times
+from graft.tasks.text_to_image import TextToImage
 
 WORDS = ["a", "red", "blue", "three", "seven", "left", "of"]
 CAPTIONS = ["a red three", "a blue seven left of a red three"]
@@ -94,24 +99,23 @@ def test_times_between_two_noising_steps_belong_to_the_later_one():
     assert torch.bincount(steps, minlength=1000).double().std() < 12  # 10 for a uniform law
 
 
+def test_the_smallest_time_has_noise_and_a_finite_loss():
+    path, t = StableDiffusionPath(), torch.tensor([2.0**-24, 5e-7])
+    assert path.timestep(t).tolist() == [0, 0]
+    assert (path.sigma(t) > 0).all()
+    x_0, noise = torch.ones(2, 1), torch.ones(2, 1)
+    assert noise_prediction(lambda x, t: x, path, x_0, 0.0, noise, t).isfinite()
+
+
 def latents_of_chain(models, cut, noise, generator):
     """What the workflow draws, from the same numbers as a pipeline that has this generator."""
+    task = TextToImage(16, 4, 2, GUIDANCE, images_per_prompt=1, prompt_dropout=0.0, guided_loss=False)
     for model in models:
         model.know(CAPTIONS)
-
-    def denoiser(model):
-        context, path = model.embeddings[: len(noise)], StableDiffusionPath()
-
-        def denoise(x, t):
-            alpha, sigma = path.alpha(t)[:, None, None, None], path.sigma(t)[:, None, None, None]
-            return (x - sigma * model(x, path.timestep(t), context, GUIDANCE)) / alpha
-
-        return denoise
-
-    times, index = uniform_times(STEPS), STEPS - round(cut * STEPS)
-    parts = zip(models, (times[: index + 1], times[index:]), strict=True)
-    stages = [Stage(Ddim(denoiser(model), StableDiffusionPath(), eta=1.0), part) for model, part in parts]
-    return sample(noise, stages, lambda: torch.randn(noise.shape, generator=generator))
+    draws = chain([noise], iter(lambda: torch.randn(noise.shape, generator=generator), None))
+    settings, compute = SamplerSettings(STEPS, 1.0, 64), Compute(torch.device("cpu"), "fp32", compiled=False)
+    condition = {"prompt": torch.arange(len(noise))}
+    return roll_out(task, *models, round(cut * STEPS), settings, condition, lambda: next(draws), compute)[0]
 
 
 def images_of_pipeline(pipeline, noise, generator, callback=None):

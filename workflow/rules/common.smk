@@ -76,8 +76,8 @@ def pretrained_files(wildcards):
 
 def saved_files(folder):
     """Configurations and weights in a folder that diffusers or transformers saved."""
-    found = [path for pattern in ("*.json", "*.safetensors") for path in Path(folder).rglob(pattern)]
-    return sorted(map(str, found))
+    patterns = ("*.json", "*.safetensors", "*.bin")
+    return sorted(str(path) for pattern in patterns for path in Path(folder).rglob(pattern))
 
 
 def autoencoder_of(wildcards):
@@ -106,7 +106,8 @@ def judge_files(wildcards):
         return []
     if judges["pretrained"] is None:
         return ["<results>/{task}/{setting}/judges"]
-    return [path for folder in judges["pretrained"].values() for path in saved_files(folder)]
+    # A folder that is not there is missed before anything is drawn.
+    return [path for folder in judges["pretrained"].values() for path in saved_files(folder) or [f"{folder}/config.json"]]
 
 
 def judging_gpus(wildcards):

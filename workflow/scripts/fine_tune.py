@@ -29,6 +29,7 @@ def main(job):
         compute.synchronize()
         costs[name]["tuning_seconds"] = time.monotonic() - started
         network.save_pretrained(folder / name)
+        del base, network  # before the next is loaded: two at once may not fit
     write_json(job.output.cost, costs)
     for checkpoint in Path(job.params.checkpoints).glob("*.safetensors"):
         checkpoint.unlink()

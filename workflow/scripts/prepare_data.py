@@ -17,9 +17,7 @@ def main(job):
     assets = [Path(asset) for asset in job.input]
     descriptions = [read_description(asset) for asset in assets]
     found = [task.read(asset, each["reader"]) for asset, each in zip(assets, descriptions, strict=True)]
-    arrays, counts = found[0]
-    if len(found) > 1:
-        arrays = task.join([part for part, _ in found])
+    arrays, counts = found[0] if len(found) == 1 else (task.join([part for part, _ in found]), {})
     count = len(next(iter(arrays.values())))
     if job.params.shards > count:
         raise UserError(f"data.shards: {job.params.shards} shards of {count} samples leave some empty; lower it")

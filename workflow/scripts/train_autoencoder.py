@@ -12,7 +12,8 @@ from graft.tasks import load_task
 from graft.training import TrainingSettings, train
 
 KL_WEIGHT = 1e-6
-"""Of the divergence of the latents from N(0, I), as in Rombach et al. (2022): only to keep them bounded."""
+"""Of the divergence of a picture's latents from N(0, I), against the mean squared error of a pixel: next to nothing, to
+keep them bounded."""
 
 MEASURED = 2048
 """Pictures on which the latents' scale is measured."""

@@ -13,6 +13,7 @@ class BaseBelowCut:
         )
         pipeline(prompt, num_inference_steps=50, eta=1.0, callback_on_step_end=BaseBelowCut(0.25))
 
+    An image that is broken off below the cut leaves the LoRA off: call `pipeline.enable_lora()` before the next one.
     Raises ValueError if the cut is none, or falls between two steps.
     """
 

@@ -78,7 +78,9 @@ def lease_gpu() -> torch.device:
     Snakemake counts GPUs but does not say which one a job gets. With more jobs than devices, jobs share.
     """
     if not torch.cuda.is_available():
-        raise UserError("this job asks for a GPU and torch sees none; on a CPU, lay a --configfile with compute: {gpu: 0} over the others")
+        raise UserError(
+            "this job asks for a GPU and torch sees none; on a CPU, add a --configfile with compute: {gpu: 0}"
+        )
     folder = os.path.join(tempfile.gettempdir(), f"graft-gpus-{os.getuid()}")
     os.makedirs(folder, exist_ok=True)
     count = torch.cuda.device_count()

@@ -92,6 +92,13 @@ def _check_latents(place: str, setting: dict[str, Any]) -> None:
         raise UserError(
             f"{place}.sampler.steps: {steps} does not divide Stable Diffusion's {NOISING_STEPS} noising steps"
         )
+    for name, method in setting["methods"].items():
+        rule = method.get("rule") or {}
+        if rule.get("type") == "TopK" and rule["m"] > points["images_per_prompt"]:
+            raise UserError(
+                f"{place}.methods.{name}.rule.m: {rule['m']} is more than points.images_per_prompt = "
+                f"{points['images_per_prompt']}, and rules accept within a prompt"
+            )
     if points["image_size"] % points["downsampling"]:
         raise UserError(f"{place}.points.downsampling: does not divide the image_size {points['image_size']}")
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from graft.compute import Compute
 from graft.errors import UserError
-from graft.policy_gradient import Trajectory, advantages, clipped_objective, draw_trajectory, log_density
+from graft.policy_gradient import Trajectory, advantages, clipped_objective, draw_trajectory, joined, log_density
 from graft.progress import progress
 from graft.rollouts import SamplerSettings
 from graft.sampling import Ddim, uniform_times
 from graft.seeding import ChunkedNormal, Draw, generator
+from graft.shards import shard_batches
 from graft.training import TrainingLog, TrainingSettings, TrainingState, train
 
 logger = logging.getLogger(__name__)
@@ -119,27 +120,34 @@ class PolicyGradient:
         ]
 
     def _roll_out(self, model: Callable[..., Tensor], iteration: int) -> tuple[dict[str, Tensor], Trajectory, Tensor]:
-        count, compute = self.settings.rollouts, self.compute
         condition = self.draw_condition(iteration)
-        condition = {name: compute.to_device(value) for name, value in condition.items()}
+        condition = {name: self.compute.to_device(value) for name, value in condition.items()}
+        batches = shard_batches(self.settings.rollouts, self.sampler.batch_size, shard=0, shards=1)
+        trajectory = joined([self._draw(model, iteration, condition, *batch) for batch in batches])
+        return condition, trajectory, self.reward(trajectory.x_0, condition).float()
+
+    def _draw(
+        self, model: Callable[..., Tensor], iteration: int, condition: dict[str, Tensor], start: int, stop: int
+    ) -> Trajectory:
+        """The trajectories [start, stop) of an iteration."""
+        part = {name: value[start:stop] for name, value in condition.items()}
         normal = ChunkedNormal(
             self.seed,
             Draw.POLICY,
             0,
             self.turn,
             iteration,
-            start=0,
-            stop=count,
+            start=start,
+            stop=stop,
             shape=self.task.shape,
-            device=compute.device,
+            device=self.compute.device,
         )
 
         def projected() -> Tensor:
-            return self.task.project(normal(), condition)
+            return self.task.project(normal(), part)
 
-        update = self._update(model, condition)
-        trajectory = draw_trajectory(update, projected(), uniform_times(self.sampler.steps), projected)
-        return condition, trajectory, self.reward(trajectory.x_0, condition).float()
+        update = self._update(model, part)
+        return draw_trajectory(update, projected(), uniform_times(self.sampler.steps), projected)
 
     def _accumulate(
         self,

@@ -22,8 +22,8 @@ BATCH_SIZES = {
     "evaluate_samples": "sampling.batch_size",
     "draw_rollouts": "sampler.batch_size",
     "score_rollouts": "judges.batch_size",
-    "fine_tune": "fine_tuning.training.batch_size, or batch_size of the policy gradient",
-    "evaluate_models": "judges.batch_size or evaluation.branched",
+    "fine_tune": "fine_tuning.training.batch_size, or, in the policy gradient, its batch_size or sampler.batch_size",
+    "evaluate_models": "judges.batch_size or sampler.batch_size",
 }
 """What to lower when a rule's job runs out of a GPU's memory."""
 
@@ -50,6 +50,7 @@ def run(main: Callable[[Any], None], snakemake: Any) -> None:
     except Exception as error:
         # torch's, by name: not every job imports it.
         if type(error).__name__ == "OutOfMemoryError":
+            logging.info("out of memory", exc_info=True)
             _end(f"{snakemake.rule}: the GPU's memory is full; lower {BATCH_SIZES.get(snakemake.rule, 'batch_size')}")
         logging.exception("rule %s failed", snakemake.rule)
         raise

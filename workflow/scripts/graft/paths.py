@@ -94,8 +94,9 @@ class StableDiffusionPath:
         return self._steps(t) - 1
 
     def _steps(self, t: Tensor) -> Tensor:
-        # Rounding puts a time of the grid up to 6e-5 steps beside its whole number.
-        return (t * self.STEPS - 1e-3).ceil().long().clamp(min=0)
+        # Rounding puts a time of the grid up to 6e-5 steps beside its whole number; any time above 0 has some noise.
+        steps = (t * self.STEPS - 1e-3).ceil().long().clamp(min=1)
+        return torch.where(t > 0, steps, 0)
 
     def _at(self, t: Tensor) -> Tensor:
         return self._kept.to(t.device, t.dtype)[self._steps(t)]

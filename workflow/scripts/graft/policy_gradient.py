@@ -32,6 +32,18 @@ class Trajectory:
     x_0: Tensor
 
 
+def joined(parts: Sequence[Trajectory]) -> Trajectory:
+    """The rollouts of several trajectories through the same times as one."""
+    return Trajectory(
+        before=torch.cat([part.before for part in parts], dim=1),
+        after=torch.cat([part.after for part in parts], dim=1),
+        t=parts[0].t,
+        s=parts[0].s,
+        log_density=torch.cat([part.log_density for part in parts], dim=1),
+        x_0=torch.cat([part.x_0 for part in parts]),
+    )
+
+
 @torch.no_grad()
 def draw_trajectory(update: Ddim, noise: Tensor, times: Sequence[float], normal: Normal) -> Trajectory:
     """Roll out noise (B, ...) through descending times; steps with tau = 0 leave nothing to learn from.

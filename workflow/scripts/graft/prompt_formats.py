@@ -7,6 +7,7 @@ A reader takes the asset's folder and the wanted image size, which only readers 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +160,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 
 def without_overlap(parts: Sequence[Prompts]) -> Prompts:
-    """Several sets in one, in their order, in which no training caption is also held out, up to case and white space.
+    """Several sets in one, in their order, in which no training caption is also held out, but for case and punctuation.
 
     Without images, captions that come again on the same side are left out as well; with images they are other pictures.
     Raises UserError if some sets have images and others none, or images of another size.
@@ -177,7 +178,7 @@ def without_overlap(parts: Sequence[Prompts]) -> Prompts:
 
 def _without_overlap(prompts: Prompts) -> list[int]:
     """The rows to keep."""
-    keys = [" ".join(caption.casefold().split()) for caption in prompts.captions]
+    keys = [" ".join(re.findall(r"\w+", caption.casefold())) for caption in prompts.captions]
     held_out = {key for key, out in zip(keys, prompts.held_out, strict=True) if out}
     kept = [i for i, key in enumerate(keys) if prompts.held_out[i] or key not in held_out]
     if prompts.images is not None:

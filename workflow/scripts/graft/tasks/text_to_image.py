@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -36,11 +37,16 @@ from graft.sampling import Denoiser
 from graft.seeding import Draw, generator
 from graft.shards import ShardedTensor, TensorFile, load_prepared
 
+logger = logging.getLogger(__name__)
+
 Condition = dict[str, Tensor]
 """What a sample is conditioned on: `prompt` (B,) int64, its number in the `PromptTable` of the data."""
 
 WORDS = ["a", *COLOURS, *DIGITS, *" ".join(RELATIONS).split()]
 """All that the captions of compositions are made of: the vocabulary of a base that is trained here."""
+
+PIXELS = 2**21
+"""Of pictures that an autoencoder decodes at a time: 8 of 512 x 512, which take it some 20 GB."""
 
 PICTURE, CAPTION = 128, 24
 """Pixels of a picture in a figure, and of the line of text under it."""
@@ -71,7 +77,8 @@ class TextToImage:
     A point (latent_channels, s, s), s = `image_size` / `downsampling`, is a latent of the base's autoencoder. guidance:
     the scale s >= 1 of classifier-free guidance, in rollouts and evaluation. images_per_prompt: so many consecutive
     rollouts share a prompt. prompt_dropout: share of the training samples whose prompt is emptied. guided_loss:
-    fine-tune the guided prediction, for which the base is a fixed point, and not the conditional one with dropout.
+    fine-tune the guided prediction, and not the conditional one with dropout: what draws guided rollouts is then what
+    learns their law, so that without a selection that law stays as it is, and guidance is not compounded.
     """
 
     image_size: int
@@ -97,7 +104,8 @@ class TextToImage:
         `captions` (n, W) and `kinds` (n, V) uint8, UTF-8 padded with zeros; `held_out` (n,) bool; `images` (n, 3, S, S)
         uint8.
         """
-        return arrays_of(prompt_formats.READERS[reader](folder, self.image_size)), {}
+        found = prompt_formats.READERS[reader](folder, self.image_size)
+        return arrays_of(prompt_formats.without_overlap([found])), {}
 
     def join(self, parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Several sets of prompts without pictures as one, in which nothing trains that evaluates."""
@@ -124,7 +132,12 @@ class TextToImage:
         """The base (see `load_stable_diffusion`) on a device; with `data`, the prompts of that folder are embedded."""
         network = self._checked(load_stable_diffusion(folder), folder).to(device)
         if data is not None:
-            network.know(prompt_table(str(data)).captions)
+            captions = prompt_table(str(data)).captions
+            if long := network.too_long(captions):
+                logger.warning(
+                    "%d of %d prompts are longer than the text encoder reads and are cut", long, len(captions)
+                )
+            network.know(captions)
         return network
 
     def load_tuned(self, base: StableDiffusion, folder: str | Path) -> AdaptedStableDiffusion:
@@ -253,7 +266,7 @@ class TextToImage:
     def decode(self, x_0: Tensor, condition: Condition, data: str | Path, network: StableDiffusion) -> Pictures:
         """Points (B, C, h, w) as pictures, through the network's autoencoder, on the CPU."""
         device = network.vae.device
-        images = [network.decode(part.to(device)).cpu() for part in x_0.split(64)]
+        images = [network.decode(part.to(device)).cpu() for part in x_0.split(max(1, PIXELS // self.image_size**2))]
         return pictures_of(torch.cat(images), condition, data)
 
     def stored(self, samples: Pictures) -> dict[str, Tensor]:
