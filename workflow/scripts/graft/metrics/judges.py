@@ -18,10 +18,10 @@ from graft.networks.scorer import QuestionScorer, ScorerModel
 def load_judge(folder: str | Path, device: torch.device | str, batch_size: int) -> VisualQuestionModel:
     """The judge in a local folder, which `graft.metrics.vqascore.vqascore` asks `batch_size` pairs at a time.
 
-    A process loads each once. It is a `QuestionScorer` that diffusers saved; or CLIP-FlanT5 as it is published, with the
-    tokenizer of its T5 in the subfolder `tokenizer` and its CLIP in `clip` (see `load_clip_flant5`); or another
-    visual-question model of transformers (see `load_visual_question_model`). Raises UserError if it is none of these, or
-    not all of one.
+    A process loads each once. It is a `QuestionScorer` that diffusers saved; or CLIP-FlanT5 as it is published, with
+    the tokenizer of its T5 in the subfolder `tokenizer` and its CLIP in `clip` (see `load_clip_flant5`); or another
+    visual-question model of transformers (see `load_visual_question_model`). Raises UserError if it is none of these,
+    or not all of one.
     """
     folder = Path(folder)
     with reading(folder / "config.json", "configuration of a judge"):
