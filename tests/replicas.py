@@ -126,6 +126,22 @@ def write_assets(assets, mirror, path):
     path.write_text(yaml.safe_dump(assets))
 
 
+TINY_UNET = {
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 4,
+}
+TINY_TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 16,
+}
+
 CLIP_FLANT5_WORDS = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. USER: "
@@ -228,23 +244,8 @@ def write_stable_diffusion(folder):
         norm_num_groups=2,
         sample_size=32,
     )
-    unet = {
-        "block_out_channels": [8, 16],
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "attention_head_dim": 4,
-    }
-    text = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 12,
-    }
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    build_stable_diffusion({"unet": unet, "text": text}, vae, letters, seed=0, run=0).save_pretrained(folder)
+    build_stable_diffusion({"unet": TINY_UNET, "text": TINY_TEXT}, vae, letters, seed=0, run=0).save_pretrained(folder)
 
 
 def write_prompts(folder):

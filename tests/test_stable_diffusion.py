@@ -7,6 +7,7 @@ from itertools import chain
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from replicas import TINY_TEXT, TINY_UNET
 from torch import nn
 
 from graft.adapter_switch import BaseBelowCut
@@ -28,21 +29,8 @@ from graft.tasks.text_to_image import TextToImage
 WORDS = ["a", "red", "blue", "three", "seven", "left", "of"]
 CAPTIONS = ["a red three", "a blue seven left of a red three"]
 STEPS, GUIDANCE, CUT = 8, 2.5, 0.25
-UNET = {
-    "block_out_channels": [8, 16],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attention_head_dim": 4,
-}
-TEXT = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 12,
-}
+
+TEXT = {**TINY_TEXT, "max_position_embeddings": 12}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +45,11 @@ def base():
         sample_size=16,
         scaling_factor=0.7,
     )
-    return build_stable_diffusion({"unet": UNET, "text": TEXT}, vae, WORDS, seed=1, run=0).eval().requires_grad_(False)
+    return (
+        build_stable_diffusion({"unet": TINY_UNET, "text": TEXT}, vae, WORDS, seed=1, run=0)
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from replicas import TINY_TEXT, TINY_UNET
 
 from graft.errors import UserError
 from graft.files import write_json
@@ -22,23 +23,7 @@ TASK = TextToImage(
     prompt_dropout=0.0,
     guided_loss=False,
 )
-NETWORK = {
-    "unet": {
-        "block_out_channels": [8, 16],
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "attention_head_dim": 4,
-    },
-    "text": {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 16,
-    },
-}
+NETWORK = {"unet": TINY_UNET, "text": TINY_TEXT}
 TRAINING = ["a red three", "a blue seven left of a green two", "a yellow one", "a red three"]
 HELD_OUT = ["a green nine above a red one", "a blue four"]
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from replicas import TINY_TEXT, TINY_UNET
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -30,23 +31,7 @@ TINY_TEXT_MODELS = {
             },
             "training": TINY_TRAINING,
         },
-        "network": {
-            "unet": {
-                "block_out_channels": [8, 16],
-                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-                "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-                "layers_per_block": 1,
-                "norm_num_groups": 4,
-                "attention_head_dim": 4,
-            },
-            "text": {
-                "hidden_size": 16,
-                "intermediate_size": 32,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "max_position_embeddings": 16,
-            },
-        },
+        "network": {"unet": TINY_UNET, "text": TINY_TEXT},
         "training": TINY_TRAINING,
     },
     "judges": {

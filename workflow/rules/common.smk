@@ -107,7 +107,9 @@ def judge_files(wildcards):
     if judges["pretrained"] is None:
         return ["<results>/{task}/{setting}/judges"]
     # A folder that is not there is missed before anything is drawn.
-    return [path for folder in judges["pretrained"].values() for path in saved_files(folder) or [f"{folder}/config.json"]]
+    return [
+        path for folder in judges["pretrained"].values() for path in saved_files(folder) or [f"{folder}/config.json"]
+    ]
 
 
 def judging_gpus(wildcards):
