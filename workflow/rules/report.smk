@@ -121,6 +121,7 @@ rule table_molecules:
     params:
         task="molecules",
         headline="reward",
+        rollouts_compare=True,
         folder=results_folder,
         seeds={name: config["seeds"] for name in config["molecules"]["run"]},
         settings=reward_plans("molecules"),
@@ -147,6 +148,7 @@ use rule table_molecules as tune_molecules with:
     params:
         task="molecules",
         headline="reward",
+        rollouts_compare=True,
         folder=results_folder,
         seeds={name: [chosen["tuning"]["seed"]] for name, chosen in config["molecules"]["settings"].items()},
         settings=reward_plans("molecules", tuning=True),
@@ -181,6 +183,7 @@ use rule table_molecules as table_text_to_image with:
     params:
         task="text_to_image",
         headline="vqascore",
+        rollouts_compare=False,
         folder=results_folder,
         seeds={name: config["seeds"] for name in config["text_to_image"]["run"]},
         settings=reward_plans("text_to_image"),
@@ -205,6 +208,7 @@ use rule table_text_to_image as tune_text_to_image with:
     params:
         task="text_to_image",
         headline="vqascore",
+        rollouts_compare=False,
         folder=results_folder,
         seeds={name: [chosen["tuning"]["seed"]] for name, chosen in config["text_to_image"]["settings"].items()},
         settings=reward_plans("text_to_image", tuning=True),

@@ -136,7 +136,9 @@ def curve_of(job, name):
     for seed, folder in folders(job, name):
         models = read_json(folder / "evaluation.json")["models"]
         for method in plan["methods"]:
-            for calls, reward in points_of(plan, folder, method, models):
+            points = list(points_of(plan, folder, method, models))
+            # On prompts that train, rollouts have other rewards than the evaluation, whatever the method.
+            for calls, reward in points if job.params.rollouts_compare else (points[0], points[-1]):
                 row = {"task": job.params.task, "setting": name, "method": method, "seed": seed}
                 yield {**row, "reward_calls": calls, "reward": reward}
 
