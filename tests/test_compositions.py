@@ -14,7 +14,7 @@ from graft.compositions import (
     RELATIONS,
     Composition,
     colour_of,
-    contradictions,
+    contradiction,
     correct,
     draw_compositions,
     held_out,
@@ -167,7 +167,7 @@ def test_contradictions_change_one_thing():
     drawn = [c for held in (False, True) for c in draw_compositions(rng, 3000, held)]
     changes = {"single": Counter(), "left of": Counter(), "above": Counter()}
     for composition in drawn:
-        other = contradictions(composition, rng)
+        other = contradiction(composition, rng)
         assert other != composition
         assert parse(other.caption) == other
         changes[composition.kind][change(composition, other)] += 1
@@ -180,8 +180,8 @@ def test_contradictions_change_one_thing():
 
 def test_what_is_in_training_is_contradicted_by_what_is_in_training():
     rng = np.random.default_rng(0)
-    assert not any(held_out(contradictions(composition, rng)) for composition in draw_compositions(rng, 2000, False))
-    assert any(held_out(contradictions(composition, rng)) for composition in draw_compositions(rng, 200, True))
+    assert not any(held_out(contradiction(composition, rng)) for composition in draw_compositions(rng, 2000, False))
+    assert any(held_out(contradiction(composition, rng)) for composition in draw_compositions(rng, 200, True))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_pictures_show_their_compositions():
 def test_pictures_do_not_show_what_contradicts_their_compositions():
     rng = np.random.default_rng(0)
     compositions = [c for held in (False, True) for c in draw_compositions(rng, 500, held)]
-    wrong = [contradictions(composition, rng) for composition in compositions]
+    wrong = [contradiction(composition, rng) for composition in compositions]
     assert not correct(pictures(compositions), wrong, classify).any()
 
 

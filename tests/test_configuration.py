@@ -6,9 +6,10 @@ import torch
 import yaml
 from diffusers.models.unets import unet_2d_blocks
 
-from graft.configuration import check_config, check_references
+from graft.configuration import NOISING_STEPS, check_config, check_references
 from graft.errors import UserError
 from graft.networks.flows import build_network
+from graft.paths import StableDiffusionPath
 
 
 def change(setting, key, value):
@@ -307,3 +308,7 @@ def test_mistakes_in_assets_are_named(assets, repository, file, complaint):
         check_config(assets, repository / "workflow" / "schemas" / "assets.yaml")
     assert str(caught.value).startswith("mnist.formats.0.files.0")
     assert complaint in str(caught.value)
+
+
+def test_the_noising_steps_are_those_of_the_path():
+    assert NOISING_STEPS == StableDiffusionPath.STEPS

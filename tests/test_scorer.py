@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from snakemake.iocontainers import InputFiles, OutputFiles, Params
 from torch.nn.functional import logsigmoid
 
-from graft.compositions import contradictions, parse
+from graft.compositions import contradiction, parse
 from graft.errors import UserError
 from graft.files import read_json, write_json
 from graft.metrics.judges import load_judge
@@ -222,7 +222,7 @@ def test_short_training_beats_chance(run_script, prompts, tmp_path):
     assert accuracy["truth"]["digit_accuracy"] > 0.9
     images, captions, _ = prompts
     rng = np.random.default_rng(0)
-    wrong = [contradictions(parse(caption), rng).caption for caption in captions[-400:]]
+    wrong = [contradiction(parse(caption), rng).caption for caption in captions[-400:]]
     for name in ("reward", "evaluation"):
         assert accuracy[name]["balanced_accuracy"] > 0.75
         assert accuracy[name]["contradicted_rejected"].keys() == {"colour", "digit", "order", "relation"}

@@ -242,6 +242,7 @@ def shards_of(name, leaf):
 
 
 TASKS_RUN = [task for task in TASKS if config[task]["run"]]
+TUNED_TASKS = [task for task in TASKS_RUN if all("tuning" in each for each in config[task]["settings"].values())]
 IMAGE_SETTINGS = config["images"]["run"]
 
 

@@ -381,7 +381,7 @@ localrules:
 
 rule tune:
     input:
-        [f"<results>/tuning/{task}.md" for task in TASKS_RUN if task != "images"],
+        expand("<results>/tuning/{task}.md", task=TUNED_TASKS),
     log:
         "<logs>/tune.log",
     conda:

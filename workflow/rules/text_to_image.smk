@@ -20,14 +20,13 @@ rule train_autoencoder:
         runtime=720,
     params:
         checkpoint=f"{RESULTS}/text_to_image/{{setting}}/checkpoints/autoencoder.safetensors",
-        task="text_to_image",
         seed=config["base_seed"],
         points=task_setting("points", "text_to_image"),
         network=task_setting("base/autoencoder/network", "text_to_image"),
         training=task_setting("base/autoencoder/training", "text_to_image"),
         precision=config["compute"]["precision"],
         compile=config["compute"]["compile"],
-        code=code("train_autoencoder.py", "text_to_image"),
+        code=code("train_autoencoder.py"),
     script:
         "../scripts/train_autoencoder.py"
 

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from graft.jobs import compute_of, identity_of, run
 from graft.seeding import drawn_weights
 from graft.tables import write_csv
-from graft.tasks import load_task
+from graft.tasks.text_to_image import TextToImage
 from graft.training import TrainingSettings, train
 
 KL_WEIGHT = 1e-6
@@ -20,7 +20,7 @@ MEASURED = 2048
 
 
 def main(job):
-    task, compute = load_task(job.params.task, job.params.points), compute_of(job)
+    task, compute = TextToImage(**job.params.points), compute_of(job)
     images, _ = task.training_data(job.input.data)
     with drawn_weights(job.params.seed, run=2):
         network = AutoencoderKL(

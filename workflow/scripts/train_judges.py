@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from graft.compositions import COLOURS, COMPOSITIONS, DIGITS, Composition, contradictions, object_crops, parse
+from graft.compositions import COLOURS, COMPOSITIONS, DIGITS, Composition, contradiction, object_crops, parse
 from graft.files import write_json
 from graft.jobs import compute_of, identity_of, run
 from graft.networks.classifier import ImageClassifier
@@ -43,7 +43,7 @@ class Pictures:
 def main(job):
     compute, pictures = compute_of(job), read_pictures(job.input.data)
     rng = numpy_generator(job.params.seed, Draw.TRAINING)
-    wrong = [[contradictions(each, rng) for _ in range(CONTRADICTIONS)] for each in pictures.compositions]
+    wrong = [[contradiction(each, rng) for _ in range(CONTRADICTIONS)] for each in pictures.compositions]
     accuracy = {name: train_scorer(job, compute, name, pictures, wrong) for name in HALVES}
     accuracy["truth"] = train_classifier(job, compute, "truth", pictures)
     write_json(Path(job.output[0]) / "accuracy.json", accuracy)

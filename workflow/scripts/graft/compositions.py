@@ -128,7 +128,7 @@ def draw_compositions(rng: np.random.Generator, count: int, held_out: bool) -> l
     return [pool[rng.integers(len(pool))] for pool in pools]
 
 
-def contradictions(composition: Composition, rng: np.random.Generator) -> Composition:
+def contradiction(composition: Composition, rng: np.random.Generator) -> Composition:
     """A composition that differs in one thing: a colour, a digit, colours or objects swapped, or the relation.
 
     Which thing is drawn uniformly among those that make a difference, then how it is changed. What is in training is

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from graft.errors import UserError
+from graft.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,7 @@ def load_reward(name: str, known: Sequence[str]) -> Callable[..., float]:
     try:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:  # a user's module may raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"reward.function {name}: cannot be imported ({reason}); mend the module") from error
+        raise UserError(f"reward.function {name}: cannot be imported ({one_line(error)}); mend the module") from error
     if not callable(found):
         raise UserError(f"reward.function {name}: is no function but a {type(found).__name__}")
     return found

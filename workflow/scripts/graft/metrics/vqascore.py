@@ -36,7 +36,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from graft.errors import UserError
+from graft.errors import UserError, one_line
 from graft.files import UNREADABLE, read_json, reading
 from graft.shards import TensorFile
 
@@ -79,9 +79,6 @@ WITHOUT_USE = (
 """What older versions of transformers saved and no version needs: indices 0, 1, ... and a bias that is never read."""
 
 FAULTS_SHOWN = 8
-
-REASON_SHOWN = 300
-"""Characters of what another library says."""
 
 
 class VisualQuestionModel(Protocol):
@@ -287,8 +284,7 @@ def _loading(folder: str | Path, kind: str, *files: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # transformers and what it reads with raise nearly all there are
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{folder}: not the folder of a {kind} ({reason[:REASON_SHOWN]})") from error
+        raise UserError(f"{folder}: not the folder of a {kind} ({one_line(error)})") from error
 
 
 def _configuration(folder: Path) -> dict[str, Any]:

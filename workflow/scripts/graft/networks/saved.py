@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
 
-from graft.errors import UserError
+from graft.errors import UserError, one_line
 from graft.files import read_json
 
 
@@ -26,8 +26,9 @@ def load_saved(folder: str | Path, classes: dict[str, type[ModelMixin]]) -> Any:
         )
     # What diffusers raises for no model, another class, other sizes than the weights'.
     except (OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{folder}: no {known} with safetensors weights, saved by diffusers ({reason})") from error
+        raise UserError(
+            f"{folder}: no {known} with safetensors weights, saved by diffusers ({one_line(error)})"
+        ) from error
     if missing := loading["missing_keys"]:
         raise UserError(f"{folder}: the weights of {', '.join(sorted(missing))} are missing; save the model again")
     return network.eval().requires_grad_(False)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from graft.errors import UserError
+from graft.errors import UserError, one_line
 from graft.paths import StableDiffusionPath
 from graft.seeding import drawn_weights
 
@@ -30,6 +30,9 @@ ADAPTED = ["to_q", "to_k", "to_v", "to_out.0"]
 
 HUB = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")
 """A hub repository with the commit that pins it."""
+
+EMBEDDED = 256
+"""Prompts that are embedded at a time."""
 
 NONE_OF_THEM = {"safety_checker": None, "feature_extractor": None}
 """Parts of a pipeline that stay empty: they would judge images, which no method here asks for."""
@@ -55,7 +58,6 @@ class StableDiffusion(nn.Module):
         self.unet, self.text_encoder, self.vae = unet, text_encoder, vae
         self.tokenizer, self.scheduler = tokenizer, scheduler
         self.predicts_velocity = scheduler.config.prediction_type == "v_prediction"
-        self.path = StableDiffusionPath()
         self.register_buffer("empty", torch.empty(0), persistent=False)
         self.register_buffer("embeddings", torch.empty(0), persistent=False)
 
@@ -80,10 +82,10 @@ class StableDiffusion(nn.Module):
         return self.text_encoder(tokens)[0]
 
     @torch.no_grad()
-    def know(self, captions: Sequence[str], batch_size: int = 256) -> None:
+    def know(self, captions: Sequence[str]) -> None:
         """Embed each caption once, into `embeddings` (n, L, D), and the empty prompt into `empty` (1, L, D)."""
         device = self.unet.device
-        parts = [self.embed(part.to(device)) for part in self.tokens(["", *captions]).split(batch_size)]
+        parts = [self.embed(part.to(device)) for part in self.tokens(["", *captions]).split(EMBEDDED)]
         self.empty, self.embeddings = torch.cat(parts).split([1, len(captions)])
 
     def too_long(self, captions: Sequence[str]) -> int:
@@ -153,7 +155,7 @@ class AdaptedStableDiffusion(StableDiffusion):
             )
             StableDiffusionPipeline.load_lora_into_unet(state, alphas, model.unet, metadata=metadata)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise UserError(f"{folder}: no LoRA of this UNet in safetensors ({_line(error)})") from error
+            raise UserError(f"{folder}: no LoRA of this UNet in safetensors ({one_line(error)})") from error
         return model
 
     def adapter(self) -> list[nn.Parameter]:
@@ -193,7 +195,7 @@ def load_stable_diffusion(source: str | Path) -> StableDiffusion:
         )
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(
-            f"{source}: no Stable Diffusion with safetensors weights, saved by diffusers ({_line(error)})"
+            f"{source}: no Stable Diffusion with safetensors weights, saved by diffusers ({one_line(error)})"
         ) from error
     model = StableDiffusion(
         pipeline.unet, pipeline.text_encoder, pipeline.vae, pipeline.tokenizer, matching_scheduler(pipeline.scheduler)
@@ -280,7 +282,3 @@ def merged(parts: list[str], merges: Sequence[tuple[str, str]]) -> list[str]:
                 parts = [*parts[:place], left + right, *parts[place + 2 :]]
             place += 1
     return parts
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
