@@ -99,6 +99,7 @@ TINY = {
 }
 COLUMNS = ["task", "method", "metric", "better", "mean", "stderr", "seeds", "samples", "paper", "paper_source"]
 ONE_SEED = "results/demo/images/digits/seed0"
+INVERTED = "results/demo/images/digits/inverted"
 
 
 def merged(base, change):
@@ -234,7 +235,7 @@ def test_provenance_says_what_a_reader_asks(demo):
     assert record["seeds"] == [0]
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert record["throughput"]["digits"]["training"]["mfu"] > 0
-    report = record["inversion"]["digits"]["seed0/inverted/shard0.json"]["4"]
+    report = record["inversion"]["digits"]["inverted/shard0.json"]["4"]
     assert report["unconverged_share"] <= 0.01
     assert report["known_noise_error"] < 1e-3
     assert report["data_round_trip_error"] < 1e-4
@@ -242,11 +243,11 @@ def test_provenance_says_what_a_reader_asks(demo):
 
 def test_leftovers_of_other_shards_and_seeds_are_not_read(copy):
     """An earlier run had more of both; their files lie beside those of this one."""
-    folder = copy.folder / ONE_SEED
+    folder, inverted = copy.folder / ONE_SEED, copy.folder / INVERTED
     timing = json.loads((folder / "samples/shard0_timing.json").read_text())
     slow = dict.fromkeys(timing["seconds_per_image"], 1e6)
     (folder / "samples/shard1_timing.json").write_text(json.dumps({"seconds_per_image": slow}))
-    shutil.copy(folder / "inverted/shard0.json", folder / "inverted/shard7.json")
+    shutil.copy(inverted / "shard0.json", inverted / "shard7.json")
     secret = "http://user:SECRET@127.0.0.1:1/data?token=SECRET"
     done = copy.run(
         "results/demo/provenance.json",
@@ -259,7 +260,7 @@ def test_leftovers_of_other_shards_and_seeds_are_not_read(copy):
     assert (cost["seconds_per_image"] < 1e3).all()
     assert set(cost["setting"]) == set(table["setting"])
     record = json.loads(copy.bytes("results/demo/provenance.json"))
-    assert record["inversion"]["digits"].keys() == {"seed0/inverted/shard0.json"}
+    assert record["inversion"]["digits"].keys() == {"inverted/shard0.json"}
     assert record["rule_seconds"].keys() >= {"draw_rollouts", "select_rollouts", "fine_tune", "evaluate_models"}
     assert record["config"]["mirror"] == "http://127.0.0.1:1/data"
 
@@ -335,21 +336,21 @@ def test_a_loss_that_is_not_finite_ends_training(copy):
 
 
 def test_an_inversion_that_does_not_converge_ends_the_job(copy):
-    target = f"{ONE_SEED}/inverted/shard0.safetensors"
+    target = f"{INVERTED}/shard0.safetensors"
     failing(copy, target, digits(inversion={"max_iterations": 1}), "did not converge at 4 steps", "worst at step")
 
 
 def test_shards_that_only_the_data_show_to_be_too_many_end_the_job(copy):
     many = digits(data={"shards": 1798})
     failing(copy, "results/demo/images/digits/data", many, "1798 shards of 1797 samples")
-    shard = f"{ONE_SEED}/inverted/shard30.safetensors"
+    shard = f"{INVERTED}/shard30.safetensors"
     failing(
         copy, shard, digits(inversion={"images": None, "shards": 31}), "inversion.shards", "1797 images", "shard 30"
     )
 
 
 def test_a_truncated_shard_is_named(copy):
-    shard = copy.folder / ONE_SEED / "inverted/shard0.safetensors"
+    shard = copy.folder / INVERTED / "shard0.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
     failing(copy, f"{ONE_SEED}/correctors/straight", None, "shard0.safetensors", "not a whole safetensors file")
 

@@ -7,12 +7,12 @@ rule invert_data:
         data="<results>/images/{setting}/data",
         base="<results>/images/{setting}/base",
     output:
-        noise="<results>/images/{setting}/seed{seed}/inverted/shard{shard}.safetensors",
-        summary="<results>/images/{setting}/seed{seed}/inverted/shard{shard}.json",
+        noise="<results>/images/{setting}/inverted/shard{shard}.safetensors",
+        summary="<results>/images/{setting}/inverted/shard{shard}.json",
     log:
-        "<logs>/invert_data/{setting}_seed{seed}_shard{shard}.log",
+        "<logs>/invert_data/{setting}_shard{shard}.log",
     benchmark:
-        "<benchmarks>/invert_data/{setting}_seed{seed}_shard{shard}.tsv"
+        "<benchmarks>/invert_data/{setting}_shard{shard}.tsv"
     conda:
         "../../envs/torch.yaml"
     threads: config["compute"]["threads"]["default"]
@@ -21,6 +21,7 @@ rule invert_data:
         mem_mb=2000,
         runtime=720,
     params:
+        seed=config["base_seed"],
         points=task_setting("points"),
         step_counts=task_setting("inversion/step_counts"),
         images=task_setting("inversion/images"),
@@ -38,7 +39,7 @@ rule invert_data:
 rule train_correctors:
     input:
         noise=lambda wildcards: collect(
-            "<results>/images/{{setting}}/seed{{seed}}/inverted/shard{shard}.safetensors",
+            "<results>/images/{{setting}}/inverted/shard{shard}.safetensors",
             shard=shards_of(wildcards.setting, "inversion"),
         ),
     output:

@@ -21,7 +21,7 @@ CHECKED = 256
 
 def main(job):
     compute, task, params = compute_of(job), Images(**job.params.points), job.params
-    seed, shard = int(job.wildcards.seed), int(job.wildcards.shard)
+    seed, shard = params.seed, int(job.wildcards.shard)
     images = load_images(job.input.data)
     velocity = velocity_of(load_network(job.input.base).to(compute.device))
     # At random, as a folder of images may be sorted by class.

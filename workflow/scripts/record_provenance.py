@@ -56,8 +56,7 @@ def main(job):
             for name in names
         },
         "inversion": {
-            name: inversions(results / "images" / name, job.config["seeds"], job.params.inversion_shards[name])
-            for name in images
+            name: inversions(results / "images" / name, job.params.inversion_shards[name]) for name in images
         },
         "throughput": {
             name: throughput(results / "images" / name, pd.read_csv(results / "tables/images_cost.csv"), peak)
@@ -94,9 +93,9 @@ def rule_seconds(folder):
     }
 
 
-def inversions(folder, seeds, shards):
-    """The inversion's report of every seed and shard."""
-    names = [f"seed{seed}/inverted/shard{shard}.json" for seed in seeds for shard in range(shards)]
+def inversions(folder, shards):
+    """The inversion's report of every shard."""
+    names = [f"inverted/shard{shard}.json" for shard in range(shards)]
     return {name: read_json(folder / name) for name in names}
 
 
