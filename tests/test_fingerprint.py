@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from graft.fingerprint import fingerprint
+from graft.tasks import TASKS
 
 FILES = {
     "train.py": '''
@@ -214,6 +215,13 @@ def test_editing_a_task_concerns_its_own_jobs(copy):
     assert changed(before, after) == set()
     scripts = [folder / "train_base.py" for folder in (before, after)]
     assert len({fingerprint(script, task="molecules") for script in scripts}) == 2
+
+
+@pytest.mark.parametrize("function", ["denoiser", "weight", "denoising_loss", "build_network"])
+def test_editing_what_tasks_share_concerns_all_that_inherit_it(copy, function):
+    before, after = (folder / "train_base.py" for folder in (copy(), copy("graft/tasks/sets.py", function)))
+    changed = {task for task in TASKS if fingerprint(before, task=task) != fingerprint(after, task=task)}
+    assert changed == {"molecules", "layouts"}
 
 
 def test_method_of_a_task_that_a_job_does_not_call_does_not_count(copy):

@@ -19,7 +19,7 @@ from graft.seeding import Draw
 from graft.shards import write_tensors
 from graft.tasks.molecules import ANGSTROM, Cloud, Molecules, random_rotations, turned_at_random
 
-TASK = Molecules(["H", "C", "N", "O"], max_atoms=7)
+TASK = Molecules(["H", "C", "N", "O"], max_atoms=7, element_scale=0.5)
 SIZES = {"width": 16, "depth": 2, "heads": 2}
 
 
@@ -98,7 +98,8 @@ def test_a_point_holds_positions_in_model_units_and_one_hot_elements():
     positions, numbers = molecules()
     x_0 = TASK.encode(positions, numbers)
     assert (x_0[0, 0, :3] - x_0[0, 1, :3]).norm().item() == pytest.approx(1.09 * ANGSTROM, abs=1e-5)
-    assert x_0[2, :4, 3:].tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    one_hot = [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    assert x_0[2, :4, 3:].tolist() == [[TASK.element_scale * value for value in row] for row in one_hot]
 
 
 def test_each_draw_turns_otherwise_and_only_the_generator_decides():
@@ -153,7 +154,7 @@ def test_one_atom_stands_at_the_centre():
 
 @pytest.mark.parametrize("time", [0.1, 0.5, 0.9, 1.0])
 def test_preconditioning(time):
-    """Positions are c_skip x_t + c_out F, elements softmax(F): F = 0 shows c_skip, F = 1 at an atom c_out.
+    """Positions are c_skip x_t + c_out F, elements softmax(F), scaled: F = 0 shows c_skip, F = 1 at an atom c_out.
 
     For data of unit variance c_skip x_t is the best linear estimate, and its error has the standard deviation c_out.
     """
@@ -168,7 +169,7 @@ def test_preconditioning(time):
 
     found = TASK.denoiser(network, SOME)(x, t)
     torch.testing.assert_close(found[..., :3], alpha / (alpha**2 + sigma**2) * x[..., :3], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found[..., 3:][TASK.mask(SOME)], torch.full((35, 4), 0.25))
+    torch.testing.assert_close(found[..., 3:][TASK.mask(SOME)], torch.full((35, 4), 0.25 * TASK.element_scale))
     torch.testing.assert_close(seen["sample"], x / math.sqrt(alpha**2 + sigma**2), rtol=1e-5, atol=1e-6)
     assert torch.equal(seen["times"], t)
     assert torch.equal(seen["mask"], TASK.mask(SOME))
@@ -183,16 +184,16 @@ def test_estimates_lie_in_the_subspace():
     torch.testing.assert_close(TASK.project(estimate, SOME), estimate, rtol=0, atol=1e-5)
     elements = estimate[..., 3:][TASK.mask(SOME)]
     assert (elements >= 0).all()
-    torch.testing.assert_close(elements.sum(dim=1), torch.ones(35), rtol=0, atol=1e-5)
+    torch.testing.assert_close(elements.sum(dim=1), torch.full((35,), TASK.element_scale), rtol=0, atol=1e-5)
 
 
 def test_weight_makes_the_loss_of_positions_that_of_the_raw_network():
-    """The weight is 1 / c_out^2 for the positions, 1 for the elements."""
+    """The weight is 1 / c_out^2 for the positions, and for elements 1 before they were scaled."""
     t = torch.tensor([0.1, 0.5, 1.0])
     weight = TASK.weight(t)
     assert weight.shape == (3, 1, 7)
     torch.testing.assert_close(weight[:, 0, 2], ((1 - t) ** 2 + t**2) / t**2)
-    assert torch.equal(weight[:, 0, 3:], torch.ones(3, 4))
+    assert torch.equal(weight[:, 0, 3:] * TASK.element_scale**2, torch.ones(3, 4))
 
 
 def test_loss_at_cut_0_is_plain_denoising_of_the_turned_molecules():
@@ -210,7 +211,7 @@ def test_loss_at_cut_0_is_plain_denoising_of_the_turned_molecules():
     x_t = (1 - t)[:, None, None] * x_0 + t[:, None, None] * noise
     error = (TASK.denoiser(network, sizes)(x_t, t) - x_0).square()
     weights = ((1 - t) ** 2 + t**2) / t**2
-    expected = (error[..., :3] * weights[:, None, None]).sum() + error[..., 3:].sum()
+    expected = (error[..., :3] * weights[:, None, None]).sum() + error[..., 3:].sum() / TASK.element_scale**2
     assert found.item() == pytest.approx(expected.item() / x_0.numel(), rel=1e-5)
 
 
@@ -227,7 +228,7 @@ def test_loss_above_a_cut_regresses_what_is_left_of_the_snapshot():
     target = s_tc / s * x_c / (1 - c) - a * c**2 / ((1 - c) ** 2 * s) * noise
     error = (s_tc / s * TASK.denoiser(network, SOME)(x_t, t) - target).square()
     weights = ((1 - t) ** 2 + t**2) / t**2
-    expected = (error[..., :3] * weights[:, None, None]).sum() + error[..., 3:].sum()
+    expected = (error[..., :3] * weights[:, None, None]).sum() + error[..., 3:].sum() / TASK.element_scale**2
     assert found.item() == pytest.approx(expected.item() / x_c.numel(), rel=1e-4)
     # Atoms that are not there and the centre of mass neither get noise nor are asked for.
     assert (x_t * ~TASK.mask(SOME)[..., None]).abs().max() == 0
@@ -360,9 +361,9 @@ def perceptron(folder):
         (without_a_weight, ["enter.weight", "missing"]),
         (configured(depth=3), ["size mismatch"]),
         (perceptron, ["no SetTransformer"]),
-        (another(max_elements=9), ["(9, 7)", "(7, 7)"]),
-        (another(in_channels=8), ["(7, 8)", "(7, 7)"]),
-        (another(out_channels=8), ["8 channels", "(7, 7)"]),
+        (another(max_elements=9), ["(9, 7, 7)", "(7, 7, 7)"]),
+        (another(in_channels=8), ["(7, 8, 7)", "(7, 7, 7)"]),
+        (another(out_channels=8), ["(7, 7, 8)", "(7, 7, 7)"]),
         (another(spatial=False), ["spatial"]),
     ],
     ids=lambda value: getattr(value, "__name__", None),

@@ -21,7 +21,7 @@ REJECTION = {"rule": None, "cut": 0.0, "deduplicate": False, "learning_rate": 1e
 DDPO = {**TINY_DDPO, "clip": 0.2, "learning_rate": 1e-3}
 SETTING = {
     "data": {"asset": "enumerated", "shards": 1},
-    "points": {"elements": ["H", "C", "O"], "max_atoms": 6},
+    "points": {"elements": ["H", "C", "O"], "max_atoms": 6, "element_scale": 1.0},
     "base": {"pretrained": None, "network": {"width": 8, "depth": 1, "heads": 2}, "training": TINY_TRAINING},
     "sampler": {"steps": 4, "eta": 1.0, "batch_size": 64},
     "reward": {"function": "qed", "max_failed": 0.0},
@@ -322,7 +322,7 @@ def test_failed_rewards_end_the_job_above_the_allowed_share_and_are_left_out_bel
 
 
 def test_a_base_of_another_shape_is_refused(copy, tmp_path):
-    other = Molecules(["H", "C"], 9).build_network({"width": 8, "depth": 1, "heads": 2}, seed=0, run=0)
+    other = Molecules(["H", "C"], 9, 1.0).build_network({"width": 8, "depth": 1, "heads": 2}, seed=0, run=0)
     other.save_pretrained(tmp_path / "other")
     config = tiny(base={"pretrained": str(tmp_path / "other")})
     failing(copy, f"{FOLDER}/base".format("tiny"), config, "other", "(9, 5)", "(6, 6)")

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import graft.training
+from graft.compute import Compute
 from graft.errors import UserError
 from graft.objectives import flow_matching
 from graft.paths import PATHS
 from graft.shards import ShardedTensor, TensorFile, write_tensors
-from graft.training import TrainingSettings, train
+from graft.training import TrainingSettings, draw_batch, resident, train
 
 SETTINGS = TrainingSettings(steps=250, batch_size=64, learning_rate=1e-2, ema_decay=0.9)
 
@@ -223,3 +224,16 @@ def test_arrays_are_drawn_by_the_same_rows(cpu, tmp_path):
     assert [len(rows) for rows in seen] == [32] * 8
     assert len({tuple(rows.tolist()) for rows in seen}) == 8, "every step draws other rows"
     assert len(torch.cat(seen).unique()) > 45
+
+
+def test_arrays_that_fit_are_drawn_from_where_they_are_used(monkeypatch):
+    """On the meta device, which like a GPU holds tensors apart from the CPU's; nothing may be copied to it row by row."""
+    small, large = torch.arange(12.0).reshape(6, 2), torch.zeros(6, 100)
+    monkeypatch.setattr(graft.training, "RESIDENT_BYTES", small.nbytes)
+    elsewhere = Compute(torch.device("meta"), "fp32", compiled=False)
+    monkeypatch.setattr(Compute, "to_device", lambda self, tensor: tensor.to(self.device))
+    kept = [resident(array, elsewhere) for array in (small, large)]
+    assert [array.device.type for array in kept] == ["meta", "cpu"]
+    assert resident(small, Compute(torch.device("cpu"), "fp32", compiled=False)) is small
+    drawn = draw_batch(kept, 4, torch.Generator().manual_seed(0), elsewhere)
+    assert [(part.device.type, tuple(part.shape)) for part in drawn] == [("meta", (4, 2)), ("meta", (4, 100))]

@@ -66,7 +66,7 @@ TINY = {
     "molecules": {
         "settings": {
             "enumerated": {
-                "points": {"elements": ["H", "C", "O"], "max_atoms": 6},
+                "points": {"elements": ["H", "C", "O"], "max_atoms": 6, "element_scale": 1.0},
                 "base": {
                     "pretrained": None,
                     "network": {"width": 8, "depth": 1, "heads": 2},
@@ -95,6 +95,28 @@ TINY = {
                 "evaluation": {"samples": 64, "branched": 16, "branches": 2},
             }
         }
+    },
+    "layouts": {
+        "run": ["synthetic_classes"],
+        "settings": {
+            "synthetic_classes": {
+                "base": {
+                    "pretrained": None,
+                    "network": {"width": 8, "depth": 1, "heads": 2},
+                    "training": TINY_TRAINING,
+                },
+                "judges": {
+                    "pretrained": None,
+                    "network": {"width": 8, "depth": 1, "heads": 2},
+                    "training": TINY_TRAINING,
+                },
+                "sampler": {"steps": 4, "batch_size": 64},
+                "rollouts": {"samples": 64},
+                "fine_tuning": {"training": {"steps": 2, "batch_size": 16}},
+                "methods": {"ddpo": TINY_DDPO},
+                "evaluation": {"samples": 64, "branched": 16, "branches": 2},
+            }
+        },
     },
 }
 COLUMNS = ["task", "method", "metric", "better", "mean", "stderr", "seeds", "samples", "paper", "paper_source"]
@@ -187,7 +209,7 @@ def test_every_table_and_figure_is_made(demo):
         "recall (digits classifier)",
     }
     assert table["mean"].notna().all()
-    for task in ("images", "molecules", "text_to_image"):
+    for task in ("images", "molecules", "text_to_image", "layouts"):
         for name in ("tables/{}.md", "tables/{}.tex", "tables/{}_cost.csv", "figures/{}.pdf"):
             assert (demo.folder / "results/demo" / name.format(task)).stat().st_size > 0
         assert demo.bytes(f"results/demo/figures/{task}.png").startswith(b"\x89PNG")
@@ -195,6 +217,7 @@ def test_every_table_and_figure_is_made(demo):
     assert "Unconditional images" in report
     assert "Molecules" in report
     assert "Text to image" in report
+    assert "Layouts" in report
 
 
 def test_reward_table_has_every_method_beside_base_and_control(demo):

@@ -15,7 +15,7 @@ from graft.configuration import check_config, check_references
 from graft.errors import UserError
 from graft.fingerprint import fingerprint
 from graft.plan import RewardPlan
-from graft.tasks import TASKS
+from graft.tasks import JUDGES, TASKS
 
 try:
     check_config(config, Path(workflow.basedir) / "workflow/schemas/config.yaml")
@@ -92,10 +92,8 @@ def judges_of(wildcards):
     judges = config[wildcards.task]["settings"][wildcards.setting].get("judges")
     if judges is None:
         return None
-    trained = {
-        name: f"{RESULTS}/{wildcards.task}/{wildcards.setting}/judges/{name}"
-        for name in ("reward", "evaluation", "truth")
-    }
+    folder = f"{RESULTS}/{wildcards.task}/{wildcards.setting}/judges"
+    trained = {name: f"{folder}/{name}" for name in JUDGES[wildcards.task]}
     return {**(judges["pretrained"] or trained), "batch_size": judges["batch_size"]}
 
 
@@ -113,14 +111,16 @@ def judge_files(wildcards):
 
 
 def judging_gpus(wildcards):
-    """GPUs of a job that scores: judges are networks, other rewards are not."""
-    return config["compute"]["gpu"] if judges_of(wildcards) else 0
+    """GPUs of a job that scores: a judge is a network, other rewards are not."""
+    return config["compute"]["gpu"] if "reward" in (judges_of(wildcards) or {}) else 0
 
 
 def reward_of(wildcards):
     """A setting's reward, with the judge that gives it where one does."""
-    reward, judges = task_setting("reward")(wildcards), judges_of(wildcards)
-    return reward if judges is None else {**reward, "judge": judges["reward"], "batch_size": judges["batch_size"]}
+    reward, judges = task_setting("reward")(wildcards), judges_of(wildcards) or {}
+    if "reward" not in judges:
+        return reward
+    return {**reward, "judge": judges["reward"], "batch_size": judges["batch_size"]}
 
 
 def adapter_of(wildcards):
@@ -240,6 +240,41 @@ def shards_of(name, leaf):
     """Numbers of the shards of an image setting, such as those of its `sampling`."""
     return range(config["images"]["settings"][name][leaf]["shards"])
 
+
+REWARD_TASKS = {
+    "molecules": {
+        "category": "Molecules",
+        "table": "metrics by method",
+        "figure": "metrics, reward against reward calls, samples",
+        "headline": "reward",
+        "metrics": ["molecule_stability", "atom_stability", "validity", "uniqueness", "novelty"],
+        "relative": False,
+        "rollouts_compare": True,
+    },
+    "text_to_image": {
+        "category": "Text to image",
+        "table": "VQAScore and true accuracy by method",
+        "figure": "scores, reward against reward calls, pictures",
+        "headline": "vqascore",
+        "metrics": None,
+        "relative": False,
+        "rollouts_compare": False,
+    },
+    "layouts": {
+        "category": "Layouts",
+        "table": "alignment, overlap, maximum IoU and FD by method",
+        "figure": "metrics, reward against reward calls, pages",
+        "headline": "reward",
+        "metrics": None,
+        "relative": True,
+        "rollouts_compare": False,
+    },
+}
+"""How the table and the figure of each task with rewards are shown.
+
+headline: the metric whose gains stand in the table that people read. metrics: those of the figure's first panel, None
+for all but the reward; relative: as changes over the base. rollouts_compare: whether the rewards of rollouts, which train, compare with the evaluation's.
+"""
 
 TASKS_RUN = [task for task in TASKS if config[task]["run"]]
 TUNED_TASKS = [task for task in TASKS_RUN if all("tuning" in each for each in config[task]["settings"].values())]

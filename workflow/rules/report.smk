@@ -86,203 +86,126 @@ rule figure_images:
         "../scripts/make_figure.py"
 
 
-rule table_molecules:
-    input:
-        metrics=reward_metrics("molecules"),
-        costs=list(reward_costs("molecules")),
-        published="config/published.yaml",
-    output:
-        csv=report(
-            "<results>/tables/molecules.csv",
-            caption="../report/table_molecules.rst",
-            category="Molecules",
-            labels={"kind": "table", "content": "metrics by method"},
-        ),
-        markdown="<results>/tables/molecules.md",
-        latex="<results>/tables/molecules.tex",
-        cost=report(
-            "<results>/tables/molecules_cost.csv",
-            caption="../report/cost_molecules.rst",
-            category="Molecules",
-            labels={"kind": "table", "content": "gradient steps, reward calls, seconds"},
-        ),
-        curve="<results>/tables/molecules_curve.csv",
-    log:
-        "<logs>/table_molecules.log",
-    benchmark:
-        "<benchmarks>/table_molecules.tsv"
-    conda:
-        "../../envs/report.yaml"
-    threads: 1
-    resources:
-        gpu=0,
-        mem_mb=1000,
-        runtime=10,
-    params:
-        task="molecules",
-        headline="reward",
-        rollouts_compare=True,
-        folder=results_folder,
-        seeds={name: config["seeds"] for name in config["molecules"]["run"]},
-        settings=reward_plans("molecules"),
-        code=code("make_reward_table.py"),
-    script:
-        "../scripts/make_reward_table.py"
+for task, shown in REWARD_TASKS.items():
 
+    rule:
+        name:
+            f"table_{task}"
+        input:
+            metrics=reward_metrics(task),
+            costs=list(reward_costs(task)),
+            published="config/published.yaml",
+        output:
+            csv=report(
+                f"<results>/tables/{task}.csv",
+                caption=f"../report/table_{task}.rst",
+                category=shown["category"],
+                labels={"kind": "table", "content": shown["table"]},
+            ),
+            markdown=f"<results>/tables/{task}.md",
+            latex=f"<results>/tables/{task}.tex",
+            cost=report(
+                f"<results>/tables/{task}_cost.csv",
+                caption="../report/cost_rewards.rst",
+                category=shown["category"],
+                labels={"kind": "table", "content": "gradient steps, reward calls, seconds"},
+            ),
+            curve=f"<results>/tables/{task}_curve.csv",
+        log:
+            f"<logs>/table_{task}.log",
+        benchmark:
+            f"<benchmarks>/table_{task}.tsv"
+        conda:
+            "../../envs/report.yaml"
+        threads: 1
+        resources:
+            gpu=0,
+            mem_mb=1000,
+            runtime=10,
+        params:
+            task=task,
+            headline=shown["headline"],
+            rollouts_compare=shown["rollouts_compare"],
+            folder=results_folder,
+            seeds={name: config["seeds"] for name in config[task]["run"]},
+            settings=reward_plans(task),
+            code=code("make_reward_table.py"),
+        script:
+            "../scripts/make_reward_table.py"
 
-use rule table_molecules as tune_molecules with:
-    input:
-        metrics=reward_metrics("molecules", tuning=True),
-        costs=list(reward_costs("molecules", tuning=True)),
-        published="config/published.yaml",
-    output:
-        csv="<results>/tuning/molecules.csv",
-        markdown="<results>/tuning/molecules.md",
-        latex="<results>/tuning/molecules.tex",
-        cost="<results>/tuning/molecules_cost.csv",
-        curve="<results>/tuning/molecules_curve.csv",
-    log:
-        "<logs>/tune_molecules.log",
-    benchmark:
-        "<benchmarks>/tune_molecules.tsv"
-    params:
-        task="molecules",
-        headline="reward",
-        rollouts_compare=True,
-        folder=results_folder,
-        seeds={name: [chosen["tuning"]["seed"]] for name, chosen in config["molecules"]["settings"].items()},
-        settings=reward_plans("molecules", tuning=True),
-        code=code("make_reward_table.py"),
+    rule:
+        name:
+            f"tune_{task}"
+        input:
+            metrics=reward_metrics(task, tuning=True),
+            costs=list(reward_costs(task, tuning=True)),
+            published="config/published.yaml",
+        output:
+            csv=f"<results>/tuning/{task}.csv",
+            markdown=f"<results>/tuning/{task}.md",
+            latex=f"<results>/tuning/{task}.tex",
+            cost=f"<results>/tuning/{task}_cost.csv",
+            curve=f"<results>/tuning/{task}_curve.csv",
+        log:
+            f"<logs>/tune_{task}.log",
+        benchmark:
+            f"<benchmarks>/tune_{task}.tsv"
+        conda:
+            "../../envs/report.yaml"
+        threads: 1
+        resources:
+            gpu=0,
+            mem_mb=1000,
+            runtime=10,
+        params:
+            task=task,
+            headline=shown["headline"],
+            rollouts_compare=shown["rollouts_compare"],
+            folder=results_folder,
+            seeds={name: [config[task]["settings"][name]["tuning"]["seed"]] for name in config[task]["run"]},
+            settings=reward_plans(task, tuning=True),
+            code=code("make_reward_table.py"),
+        script:
+            "../scripts/make_reward_table.py"
 
-
-use rule table_molecules as table_text_to_image with:
-    input:
-        metrics=reward_metrics("text_to_image"),
-        costs=list(reward_costs("text_to_image")),
-        published="config/published.yaml",
-    output:
-        csv=report(
-            "<results>/tables/text_to_image.csv",
-            caption="../report/table_text_to_image.rst",
-            category="Text to image",
-            labels={"kind": "table", "content": "VQAScore and true accuracy by method"},
-        ),
-        markdown="<results>/tables/text_to_image.md",
-        latex="<results>/tables/text_to_image.tex",
-        cost=report(
-            "<results>/tables/text_to_image_cost.csv",
-            caption="../report/cost_molecules.rst",
-            category="Text to image",
-            labels={"kind": "table", "content": "gradient steps, reward calls, seconds"},
-        ),
-        curve="<results>/tables/text_to_image_curve.csv",
-    log:
-        "<logs>/table_text_to_image.log",
-    benchmark:
-        "<benchmarks>/table_text_to_image.tsv"
-    params:
-        task="text_to_image",
-        headline="vqascore",
-        rollouts_compare=False,
-        folder=results_folder,
-        seeds={name: config["seeds"] for name in config["text_to_image"]["run"]},
-        settings=reward_plans("text_to_image"),
-        code=code("make_reward_table.py"),
-
-
-use rule table_text_to_image as tune_text_to_image with:
-    input:
-        metrics=reward_metrics("text_to_image", tuning=True),
-        costs=list(reward_costs("text_to_image", tuning=True)),
-        published="config/published.yaml",
-    output:
-        csv="<results>/tuning/text_to_image.csv",
-        markdown="<results>/tuning/text_to_image.md",
-        latex="<results>/tuning/text_to_image.tex",
-        cost="<results>/tuning/text_to_image_cost.csv",
-        curve="<results>/tuning/text_to_image_curve.csv",
-    log:
-        "<logs>/tune_text_to_image.log",
-    benchmark:
-        "<benchmarks>/tune_text_to_image.tsv"
-    params:
-        task="text_to_image",
-        headline="vqascore",
-        rollouts_compare=False,
-        folder=results_folder,
-        seeds={name: [chosen["tuning"]["seed"]] for name, chosen in config["text_to_image"]["settings"].items()},
-        settings=reward_plans("text_to_image", tuning=True),
-        code=code("make_reward_table.py"),
-
-
-rule figure_molecules:
-    input:
-        table="<results>/tables/molecules.csv",
-        curve="<results>/tables/molecules_curve.csv",
-        pictures=expand(
-            "<results>/molecules/{setting}/seed{seed}/pictures",
-            setting=config["molecules"]["run"],
-            seed=config["seeds"][0],
-        ),
-    output:
-        png=report(
-            "<results>/figures/molecules.png",
-            caption="../report/figure_molecules.rst",
-            category="Molecules",
-            labels={"kind": "figure", "content": "metrics, reward against reward calls, samples"},
-        ),
-        pdf="<results>/figures/molecules.pdf",
-    log:
-        "<logs>/figure_molecules.log",
-    benchmark:
-        "<benchmarks>/figure_molecules.tsv"
-    conda:
-        "../../envs/figures.yaml"
-    threads: 1
-    resources:
-        gpu=0,
-        mem_mb=1000,
-        runtime=10,
-    params:
-        settings=config["molecules"]["run"],
-        metrics=["molecule_stability", "atom_stability", "validity", "uniqueness", "novelty"],
-        reward={
-            name: config["molecules"]["settings"][name]["reward"]["function"] for name in config["molecules"]["run"]
-        },
-        code=code("make_reward_figure.py"),
-    script:
-        "../scripts/make_reward_figure.py"
-
-
-use rule figure_molecules as figure_text_to_image with:
-    input:
-        table="<results>/tables/text_to_image.csv",
-        curve="<results>/tables/text_to_image_curve.csv",
-        pictures=expand(
-            "<results>/text_to_image/{setting}/seed{seed}/pictures",
-            setting=config["text_to_image"]["run"],
-            seed=config["seeds"][0],
-        ),
-    output:
-        png=report(
-            "<results>/figures/text_to_image.png",
-            caption="../report/figure_text_to_image.rst",
-            category="Text to image",
-            labels={"kind": "figure", "content": "scores, reward against reward calls, pictures"},
-        ),
-        pdf="<results>/figures/text_to_image.pdf",
-    log:
-        "<logs>/figure_text_to_image.log",
-    benchmark:
-        "<benchmarks>/figure_text_to_image.tsv"
-    params:
-        settings=config["text_to_image"]["run"],
-        metrics=None,
-        reward={
-            name: config["text_to_image"]["settings"][name]["reward"]["function"]
-            for name in config["text_to_image"]["run"]
-        },
-        code=code("make_reward_figure.py"),
+    rule:
+        name:
+            f"figure_{task}"
+        input:
+            table=f"<results>/tables/{task}.csv",
+            curve=f"<results>/tables/{task}_curve.csv",
+            pictures=expand(
+                f"<results>/{task}/{{setting}}/seed{{seed}}/pictures",
+                setting=config[task]["run"],
+                seed=config["seeds"][0],
+            ),
+        output:
+            png=report(
+                f"<results>/figures/{task}.png",
+                caption=f"../report/figure_{task}.rst",
+                category=shown["category"],
+                labels={"kind": "figure", "content": shown["figure"]},
+            ),
+            pdf=f"<results>/figures/{task}.pdf",
+        log:
+            f"<logs>/figure_{task}.log",
+        benchmark:
+            f"<benchmarks>/figure_{task}.tsv"
+        conda:
+            "../../envs/figures.yaml"
+        threads: 1
+        resources:
+            gpu=0,
+            mem_mb=1000,
+            runtime=10,
+        params:
+            settings=config[task]["run"],
+            metrics=shown["metrics"],
+            relative=shown["relative"],
+            reward={name: config[task]["settings"][name]["reward"]["function"] for name in config[task]["run"]},
+            code=code("make_reward_figure.py"),
+        script:
+            "../scripts/make_reward_figure.py"
 
 
 rule record_provenance:

@@ -21,16 +21,26 @@ def main(job):
     reference = task.reference(job.input.data, job.params.judges, compute)
     pictures, measured = Path(job.output.pictures), {}
     pictures.mkdir(parents=True)
+
+    def measure(name, samples):
+        rewards = task.rewards(samples, job.params.reward, compute)
+        check_failures(rewards, job.params.reward["max_failed"])
+        metrics = {**task.metrics(samples, reference), "reward": float(np.nanmean(rewards))}
+        task.picture(samples, PICTURES).save(pictures / f"{name}.png")
+        return {"metrics": metrics, "samples": len(rewards)}
+
     for group, members in job.params.groups.items():
         paths = [path for path in job.input.samples if f"/final/{group}/" in path]
         for name in members:
-            samples = task.load_samples(paths, name, job.input.data)
-            rewards = task.rewards(samples, job.params.reward, compute)
-            check_failures(rewards, job.params.reward["max_failed"])
-            metrics = {**task.metrics(samples, reference), "reward": float(np.nanmean(rewards))}
-            task.picture(samples, PICTURES).save(pictures / f"{name}.png")
-            measured[name] = {"metrics": metrics, "samples": len(rewards)}
-    write_json(job.output.metrics, {"models": measured, "fixed_share": fixed_shares(job, task, compute)})
+            measured[name] = measure(name, task.load_samples(paths, name, job.input.data))
+    real = task.real(job.input.data, measured["base"]["samples"], int(job.wildcards.seed))
+    found = {
+        "models": measured,
+        "real": {name: measure(name, samples) for name, samples in real.items()},
+        "lower_is_better": task.lower_is_better,
+        "fixed_share": fixed_shares(job, task, compute),
+    }
+    write_json(job.output.metrics, found)
 
 
 def fixed_shares(job, task, compute):

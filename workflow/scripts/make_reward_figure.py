@@ -19,9 +19,11 @@ def main(job):
         height_ratios=[1.2, 1] * len(settings),
     )
     for name, pictures, rows in zip(settings, job.input.pictures, panels.reshape(-1, 2, 2), strict=True):
-        chosen = table[table["setting"] == name]
-        draw_metrics(rows[0, 0], chosen, job.params.metrics or others_than_reward(chosen))
-        draw_reward_calls(rows[0, 1], curve[curve["setting"] == name], job.params.reward[name])
+        points = curve[curve["setting"] == name]
+        # Real data are in the table, but no method.
+        chosen = table[(table["setting"] == name) & table["method"].isin(["base", *points["method"]])]
+        draw_metrics(rows[0, 0], chosen, job.params.metrics or others_than_reward(chosen), job.params.relative)
+        draw_reward_calls(rows[0, 1], points, job.params.reward[name])
         grid = rows[1, 0].get_gridspec()
         start = rows[1, 0].get_subplotspec().rowspan.start
         for axes in rows[1]:

@@ -12,9 +12,8 @@ from graft.jobs import run
 from graft.tables import COLUMNS, gains, summarise, with_published, write_csv, write_layouts
 
 KEYS = ["task", "setting", "method", "metric", "better"]
-HIGHER = "higher"
-EXTRAS = ["cut", "deduplicated", "fixed_share", "eta", "rounds", "reward_calls", "accepted", "mean_atoms", "control"]
-"""Notes that stand beside the metrics where people read the table."""
+EXTRAS = ["cut", "deduplicated", "fixed_share", "eta", "rounds", "reward_calls", "accepted", "control"]
+"""Notes that stand beside the metrics where people read the table, after what a task tells of accepted samples."""
 
 
 def main(job):
@@ -35,8 +34,11 @@ def main(job):
         shown[f"{headline} over {name}"] = [
             gain_text(measured.loc[tuple(key)], name) for key in zip(table["setting"], table["method"], strict=True)
         ]
-    extras = [name for name in EXTRAS if name in table]
-    laid_out = table.assign(ranked=True, **shown, **{name: table[name].map(note_text) for name in extras})
+    extras = [name for name in table if name in EXTRAS or name.startswith("mean_")]
+    models = table["method"].isin(
+        [name for plan in job.params.settings.values() for name in ["base", *plan["methods"]]]
+    )
+    laid_out = table.assign(ranked=models, **shown, **{name: table[name].map(note_text) for name in extras})
     write_layouts(
         job.output.markdown,
         job.output.latex,
@@ -77,14 +79,19 @@ def folders(job, name):
 
 
 def values_of(job, name):
-    """A row for each seed, model and metric of a setting."""
+    """A row for each seed, model and metric of a setting; real data come first, and are compared with nothing."""
+    plan = job.params.settings[name]
     for seed, folder in folders(job, name):
-        models = read_json(folder / "evaluation.json")["models"]
-        for method in ["base", *job.params.settings[name]["methods"]]:
-            found = models[method]
+        evaluation = read_json(folder / "evaluation.json")
+        models = {method: evaluation["models"][method] for method in ["base", *plan["methods"]]}
+        for method, found in {**evaluation["real"], **models}.items():
+            controls = {
+                "control_base": "base" if method in models else None,
+                "control_self": plan["controls"].get(method),
+            }
             for metric, value in found["metrics"].items():
-                row = {"task": job.params.task, "setting": name, "method": method, "metric": metric, "better": HIGHER}
-                controls = {"control_base": "base", "control_self": job.params.settings[name]["controls"][method]}
+                better = "lower" if metric in evaluation["lower_is_better"] else "higher"
+                row = {"task": job.params.task, "setting": name, "method": method, "metric": metric, "better": better}
                 yield {**row, **controls, "seed": seed, "samples": found["samples"], "value": value}
 
 

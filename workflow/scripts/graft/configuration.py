@@ -27,6 +27,9 @@ Validator = extend(
 NOISING_STEPS = 1000
 """Of `graft.paths.StableDiffusionPath`, which imports torch and would make every start slower."""
 
+GROUP_SIZES = {"images_per_prompt", "pages_per_condition"}
+"""Keys that say how many rollouts there are of a condition; null where all are compared with one another."""
+
 UNET_LISTS = ("block_out_channels", "down_block_types", "up_block_types")
 """Lists of a UNet2DModel's arguments that have one entry for each resolution."""
 
@@ -59,8 +62,10 @@ def check_references(config: dict[str, Any], assets: dict[str, Any]) -> None:
                 _check_rewards(place, settings[name], config["seeds"])
             if "inversion" in settings[name]:
                 _check_corrections(place, settings[name])
-            if "judges" in settings[name]:
+            if "guidance" in settings[name]["points"]:
                 _check_latents(place, settings[name])
+            for key in GROUP_SIZES & settings[name]["points"].keys():
+                _check_group_size(place, settings[name], key)
 
 
 def _check_shards(place: str, shards: int, samples: int, batch_size: int, advice: str) -> None:
@@ -92,15 +97,20 @@ def _check_latents(place: str, setting: dict[str, Any]) -> None:
         raise UserError(
             f"{place}.sampler.steps: {steps} does not divide Stable Diffusion's {NOISING_STEPS} noising steps"
         )
-    for name, method in setting["methods"].items():
-        rule = method.get("rule") or {}
-        if rule.get("type") == "TopK" and rule["m"] > points["images_per_prompt"]:
-            raise UserError(
-                f"{place}.methods.{name}.rule.m: {rule['m']} is more than points.images_per_prompt = "
-                f"{points['images_per_prompt']}, and rules accept within a prompt"
-            )
     if points["image_size"] % points["downsampling"]:
         raise UserError(f"{place}.points.downsampling: does not divide the image_size {points['image_size']}")
+
+
+def _check_group_size(place: str, setting: dict[str, Any], key: str) -> None:
+    """Check that rules which accept within a condition find enough rollouts of it."""
+    size = setting["points"][key]
+    for name, method in setting["methods"].items():
+        rule = method.get("rule") or {}
+        if size is not None and rule.get("type") == "TopK" and rule["m"] > size:
+            raise UserError(
+                f"{place}.methods.{name}.rule.m: {rule['m']} is more than points.{key} = {size}, and rules accept "
+                "within a condition"
+            )
 
 
 def _check_network(place: str, network: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from graft.files import atomic
 from graft.noise_correction import Chain
 from graft.shards import TensorFile
+from graft.tables import ARROWS
 
 matplotlib.use("Agg")
 
@@ -123,24 +124,30 @@ def method_style(methods: Sequence[str], method: str) -> dict[str, str]:
     return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "label": method}
 
 
-def draw_metrics(axes: Axes, rows: pd.DataFrame, metrics: Sequence[str]) -> None:
-    """Each metric's mean with its standard error, methods side by side. rows: one setting of the tidy table."""
+def draw_metrics(axes: Axes, rows: pd.DataFrame, metrics: Sequence[str], relative: bool) -> None:
+    """Each metric's mean with its standard error, methods side by side. rows: one setting of the tidy table.
+
+    relative: show instead the change over the base, in % of it, for metrics whose sizes differ much.
+    """
     axes.set_title(f"{rows['setting'].iloc[0]}: metrics of samples", loc="left")
+    mean, error = ("over_base_percent", "over_base_percent_stderr") if relative else ("mean", "stderr")
     methods = list(dict.fromkeys(rows["method"]))
     for number, method in enumerate(methods):
         found = rows[rows["method"] == method].set_index("metric").loc[list(metrics)]
         places = np.arange(len(metrics)) + 0.8 * ((number + 0.5) / len(methods) - 0.5)
         axes.errorbar(
             places,
-            found["mean"],
-            found["stderr"],
+            found[mean],
+            found[error],
             linestyle="none",
             capsize=2,
             markersize=4,
             **method_style(methods, method),
         )
-    axes.set_xticks(range(len(metrics)), [name.replace("_", " ") for name in metrics], fontsize=8)
-    axes.set(ylabel="share, higher is better")
+    better = rows.drop_duplicates("metric").set_index("metric")["better"]
+    labels = [name.replace("_", " ") + ARROWS[better[name]] for name in metrics]
+    axes.set_xticks(range(len(metrics)), labels, fontsize=8)
+    axes.set(ylabel="change over the base, %" if relative else "share")
     axes.grid(alpha=0.25, axis="y")
 
 

@@ -15,6 +15,7 @@ BATCH_SIZES = {
     "train_base": "base.training.batch_size",
     "train_autoencoder": "base.autoencoder.training.batch_size",
     "train_judges": "judges.training.*.batch_size",
+    "train_layout_features": "judges.training.batch_size",
     "train_features": "features.training.batch_size",
     "train_correctors": "corrector.training.batch_size",
     "invert_data": "inversion.batch_size",

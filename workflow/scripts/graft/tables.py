@@ -34,7 +34,7 @@ def gains(values: pd.DataFrame, keys: Sequence[str], names: Sequence[str]) -> pd
     """Paired gains over controls, for each of `keys` (`method` among them): their mean over seeds.
 
     values: see `summarise`; for each of `names` the column `control_{name}` says which method a row is compared with.
-    The columns are `over_{name}` and, in % of the control's value, `over_{name}_percent`, each with its `_stderr`;
+    The columns are `over_{name}` and, in % of the control's magnitude, `over_{name}_percent`, each with its `_stderr`;
     pairing by seed takes out what method and control share (noises, rollouts). Empty where the control is not among the
     methods.
     """
@@ -45,7 +45,8 @@ def gains(values: pd.DataFrame, keys: Sequence[str], names: Sequence[str]) -> pd
         reference = values[[*shared, "method", "value"]].rename(columns={"method": control})
         paired = values.merge(reference, on=[*shared, control], how="left", suffixes=("", "_control"))
         difference = paired["value"] - paired["value_control"]
-        percent = 100 * difference / paired["value_control"].where(paired["value_control"] != 0)
+        size = paired["value_control"].abs()
+        percent = 100 * difference / size.where(size != 0)
         for column, gain in ((f"over_{name}", difference), (f"over_{name}_percent", percent)):
             over = paired.assign(gain=gain).groupby(list(keys), sort=False, dropna=False)["gain"]
             columns |= {column: over.mean(), f"{column}_stderr": over.sem()}

@@ -35,6 +35,9 @@ CHECKPOINT_MINUTES = 3
 WARMUP = 20
 """Steps left out of the timing."""
 
+RESIDENT_BYTES = 2**30
+"""Arrays of at most so many bytes are kept in the GPU's memory while they train."""
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -60,7 +63,7 @@ class TrainingLog:
 
 def train(
     model: nn.Module,
-    data: Sequence[ShardedTensor],
+    data: Sequence[ShardedTensor | Tensor],
     loss: Callable[..., Tensor],
     settings: TrainingSettings,
     *,
@@ -83,7 +86,7 @@ def train(
     model.to(compute.device).train()
     state = TrainingState(model, settings, identity=f"{identity} seed{seed} run{run} {json.dumps(asdict(settings))}")
     first = state.load(checkpoint)
-    network = compute.compile(model)
+    network, data = compute.compile(model), [resident(array, compute) for array in data]
     running, count = torch.zeros((), device=compute.device), 0
     every = max(1, min(settings.steps // LOG_POINTS, LOG_STEPS))
     due = time.monotonic() + 60 * CHECKPOINT_MINUTES
@@ -107,10 +110,25 @@ def train(
     return TrainingLog(state.curve, stopwatch.seconds_per_step())
 
 
-def draw_batch(data: Sequence[ShardedTensor], batch_size: int, rng: torch.Generator, compute: Compute) -> list[Tensor]:
+def resident(array: ShardedTensor | Tensor, compute: Compute) -> ShardedTensor | Tensor:
+    """An array (n, ...) in the GPU's memory, so that drawing a batch copies nothing; itself if large, or on a CPU."""
+    if compute.device.type == "cpu" or array[:1].nbytes * len(array) > RESIDENT_BYTES:
+        return array
+    return array[:].to(compute.device)
+
+
+def draw_batch(
+    data: Sequence[ShardedTensor | Tensor], batch_size: int, rng: torch.Generator, compute: Compute
+) -> list[Tensor]:
     """The same random rows of every array, (batch_size, ...) each, on the device."""
     rows = torch.randint(len(data[0]), (batch_size,), generator=rng)
-    return [compute.to_device(array[rows]) for array in data]
+    there = compute.to_device(rows)
+
+    def part(array: ShardedTensor | Tensor) -> Tensor:
+        on_device = isinstance(array, Tensor) and array.device.type == compute.device.type
+        return array[there] if on_device else compute.to_device(array[rows])
+
+    return [part(array) for array in data]
 
 
 class Stopwatch:

@@ -92,7 +92,6 @@ def distances(samples: Tensor, reference: Tensor, *, seed: int, precision_recall
             f"evaluation needs more than {NEIGHBOURS} samples, got {len(samples)} against {len(reference)}; "
             "raise sampling.samples"
         )
-    statistics = [fid_features_to_statistics(features) for features in (samples, reference)]
     subset = min(KID_SUBSET, len(samples), len(reference))
     kid = kid_features_to_metric(samples, reference, kid_subset_size=subset, rng_seed=seed, verbose=False)
     # At random, as a folder of images may be sorted by class.
@@ -102,8 +101,14 @@ def distances(samples: Tensor, reference: Tensor, *, seed: int, precision_recall
     ]
     prc = prc_features_to_metric(*subsets, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False)
     return {
-        "frechet": fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID],
+        "frechet": frechet_distance(samples, reference),
         "kid": kid[KEY_METRIC_KID_MEAN],
         "precision": prc[KEY_METRIC_PRECISION],
         "recall": prc[KEY_METRIC_RECALL],
     }
+
+
+def frechet_distance(samples: Tensor, reference: Tensor) -> float:
+    """The Frechet distance of Gaussians with the moments of features (n, d) and of reference features (m, d)."""
+    statistics = [fid_features_to_statistics(features) for features in (samples, reference)]
+    return fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]

@@ -14,7 +14,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-TASKS = {"images": "Images", "molecules": "Molecules", "text_to_image": "TextToImage"}
+TASKS = {"images": "Images", "molecules": "Molecules", "text_to_image": "TextToImage", "layouts": "Layouts"}
+
+JUDGES = {"text_to_image": ("reward", "evaluation", "truth"), "layouts": ("features",)}
+"""The networks that measure a task's samples, by the names that its `rewards` and `reference` know."""
 
 
 def load_task(name: str, points: dict[str, Any]) -> Any:

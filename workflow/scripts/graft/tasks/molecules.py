@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,46 +19,51 @@ from torch.nn import functional
 
 from graft import molecule_formats
 from graft.compute import Compute
-from graft.errors import UserError
 from graft.metrics.bond_table import ATOMIC_NUMBER
 from graft.metrics.molecules import canonical_smiles, largest_fragment, rdkit_molecules, stability, summary
-from graft.networks.saved import load_saved
-from graft.networks.set_transformer import SetTransformer
-from graft.objectives import denoising, stratified_times
-from graft.paths import StraightPath
 from graft.rewards import load_reward, per_sample
-from graft.sampling import Denoiser
-from graft.seeding import Draw, chunked_rows, drawn_weights
+from graft.seeding import Draw, chunked_rows
 from graft.shards import ShardedTensor, load_prepared
+from graft.tasks.sets import Condition, SetTask
 
 logger = logging.getLogger(__name__)
-
-Condition = dict[str, Tensor]
-"""What a sample is conditioned on: `atoms` (B,) int64, how many there are."""
 
 ANGSTROM = 1 / 1.5
 """Model units of length in an angstrom: centred positions get a standard deviation of about one."""
 
 
 @dataclass(frozen=True)
-class Molecules:
+class Molecules(SetTask):
     """How molecules become points of a diffusion and back.
 
     A point (N, 3 + K) holds centred positions in model units and the one-hot element of each of at most N =
     `max_atoms` atoms, out of K `elements` (symbols); rows beyond the molecule are zero. The number of atoms is the
-    condition: it is drawn before denoising, from the data's histogram.
+    condition `atoms` (B,) int64: it is drawn before denoising, from the data's histogram.
+
+    element_scale: of the one-hot elements. Small ones drown in noise first and are decided last, when the positions are
+    known (EDM, Hoogeboom et al. 2022, takes 0.25).
     """
 
     elements: list[str]
     max_atoms: int
+    element_scale: float
 
-    path = StraightPath()
-    precision = torch.float32
+    coordinates, spatial = 3, True
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(N, 3 + K), the shape of a point."""
-        return self.max_atoms, 3 + len(self.elements)
+    def max_elements(self) -> int:
+        """N, the most atoms of a molecule."""
+        return self.max_atoms
+
+    @property
+    def class_scale(self) -> float:
+        """See `element_scale`."""
+        return self.element_scale
+
+    @property
+    def classes(self) -> int:
+        """K, how many elements of the periodic table there are."""
+        return len(self.elements)
 
     def read(self, folder: Path, reader: str) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         """`positions` (n, N, 3) float32 in angstrom and `atomic_numbers` (n, N) uint8, 0 for no atom."""
@@ -72,63 +77,14 @@ class Molecules:
         """Positions and atomic numbers of a prepared folder."""
         return [load_prepared(folder, name) for name in ("positions", "atomic_numbers")]
 
-    def build_network(self, settings: dict[str, Any], seed: int, run: int) -> SetTransformer:
-        """A `SetTransformer` of the sizes in settings (width, depth, heads), its weights drawn from (seed, run).
-
-        Raises UserError if the heads do not divide the width.
-        """
-        count, channels = self.shape
-        if settings["width"] % settings["heads"]:
-            raise UserError(f"network: {settings['heads']} heads do not divide the width {settings['width']}")
-        with drawn_weights(seed, run):
-            return SetTransformer(
-                in_channels=channels, out_channels=channels, max_elements=count, spatial=True, **settings
-            )
-
-    def load_network(
-        self, folder: str | Path, data: str | Path | None = None, device: torch.device | str = "cpu"
-    ) -> SetTransformer:
-        """A `SetTransformer` saved by `save_pretrained`, on a device; it needs nothing of the `data`.
-
-        Raises UserError if there is none, or one of another shape.
-        """
-        network = load_saved(folder, {"SetTransformer": SetTransformer})
-        config, (count, channels) = network.config, self.shape
-        if (config.max_elements, config.in_channels, config.out_channels) != (count, channels, channels):
-            raise UserError(
-                f"{folder}: takes {config.max_elements, config.in_channels} (atoms, channels) and returns "
-                f"{config.out_channels} channels, the configured points are {self.shape}"
-            )
-        if not config.spatial:
-            raise UserError(f"{folder}: a SetTransformer that is not spatial; molecules need one that is")
-        return network.to(device)
-
-    def load_tuned(self, base: SetTransformer, folder: str | Path) -> SetTransformer:
-        """A fine-tuned model, which is a network of its own beside the base."""
-        return self.load_network(folder, device=base.device)
-
-    def tunable(
-        self, base: SetTransformer, previous: str | Path | None, adapter: None, seed: int, run: int
-    ) -> SetTransformer:
-        """A model to fine-tune: the base itself, or what was tuned before; all of it, without an adapter."""
-        return (base if previous is None else self.load_tuned(base, previous)).requires_grad_(True)
-
     def loss(self, network: nn.Module, positions: Tensor, atomic_numbers: Tensor, generator: torch.Generator) -> Tensor:
         """Denoising at all times; see `encode` for the arguments."""
         x_0, condition = self.encode(positions, atomic_numbers), {"atoms": (atomic_numbers > 0).sum(dim=1)}
         return self.denoising_loss(network, x_0, 0.0, condition, generator)
 
-    def denoising_loss(
-        self, network: nn.Module, x_c: Tensor, cut_time: float, condition: Condition, generator: torch.Generator
-    ) -> Tensor:
-        """Denoising above a cut (`graft.objectives.denoising`) of snapshots x_c (B, N, 3 + K); a scalar.
-
-        Snapshots are turned at random, since base and rewards do not know directions and the network has to learn so.
-        """
-        x_c = torch.cat([turned_at_random(x_c[..., :3], generator), x_c[..., 3:]], dim=-1)
-        noise = self.project(torch.randn(x_c.shape, generator=generator, device=x_c.device), condition)
-        t = stratified_times(x_c, generator, cut_time)
-        return denoising(self.denoiser(network, condition), self.weight, self.path, x_c, cut_time, noise, t)
+    def augment(self, x_c: Tensor, generator: torch.Generator) -> Tensor:
+        """Points turned at random, since base and rewards do not know directions and the network has to learn so."""
+        return torch.cat([turned_at_random(x_c[..., :3], generator), x_c[..., 3:]], dim=-1)
 
     def conditions(self, folder: str | Path, seed: int, draw: Draw, *index: int, start: int, stop: int) -> Condition:
         """Conditions of the samples [start, stop): the atoms of molecules that are drawn from a prepared folder."""
@@ -158,7 +114,7 @@ class Molecules:
     def encode(self, positions: Tensor, atomic_numbers: Tensor) -> Tensor:
         """Points (B, N, 3 + K) of molecules; positions (B, N, 3) in angstrom, atomic_numbers (B, N), 0 for no atom."""
         numbers = torch.tensor([ATOMIC_NUMBER[symbol] for symbol in self.elements], device=positions.device)
-        one_hot = (atomic_numbers[..., None] == numbers).float()
+        one_hot = self.element_scale * (atomic_numbers[..., None] == numbers).float()
         condition = {"atoms": (atomic_numbers > 0).sum(dim=1)}
         return self.project(torch.cat([positions.float() * ANGSTROM, one_hot], dim=-1), condition)
 
@@ -169,36 +125,6 @@ class Molecules:
         numbers = torch.tensor([ATOMIC_NUMBER[symbol] for symbol in self.elements], device=x_0.device)
         mask = self.mask(condition)
         return Cloud(x_0[..., :3] / ANGSTROM, numbers[x_0[..., 3:].argmax(dim=-1)] * mask, mask)
-
-    def denoiser(self, network: Callable[..., Tensor], condition: Condition) -> Denoiser:
-        """E[x_0 | x_t] under a `SetTransformer`.
-
-        Positions are preconditioned as in EDM (Karras et al. 2022), for data of unit variance: c_skip x_t + c_out F
-        with c_skip = alpha / (alpha^2 + sigma^2), c_out = sigma / sqrt(alpha^2 + sigma^2), and inputs scaled by
-        1 / sqrt(alpha^2 + sigma^2). Elements are softmax probabilities.
-        """
-        mask = self.mask(condition)
-
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
-            alpha, sigma = self.path.alpha(t)[:, None, None], self.path.sigma(t)[:, None, None]
-            scale = (alpha**2 + sigma**2).rsqrt()
-            out = network(x * scale, t, mask).float()
-            positions = alpha * scale**2 * x[..., :3] + sigma * scale * out[..., :3]
-            probabilities = functional.softmax(out[..., 3:], dim=-1)
-            return self.project(torch.cat([positions, probabilities], dim=-1), condition)
-
-        return denoise
-
-    def weight(self, t: Tensor) -> Tensor:
-        """Weight (B, 1, 3 + K) of the squared error in x_0: 1 / c_out^2 for positions, one for elements."""
-        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
-        positions = ((alpha**2 + sigma**2) / sigma**2)[:, None].expand(-1, 3)
-        elements = torch.ones(len(t), len(self.elements), device=t.device)
-        return torch.cat([positions, elements], dim=1)[:, None]
-
-    def stored(self, molecules: Cloud) -> dict[str, Tensor]:
-        """What a shard keeps of samples beside their points: nothing."""
-        return {}
 
     def load_samples(self, paths: Sequence[str | Path], name: str, data: str | Path) -> Cloud:
         """The samples of a model from shards of rollouts."""

@@ -304,6 +304,10 @@ class TextToImage:
             "classify": truth and digit_classifier(truth, compute.device),
         }
 
+    def real(self, data: str | Path, count: int, seed: int) -> dict[str, Pictures]:
+        """Samples of the data themselves for rows of the table: none."""
+        return {}
+
     def metrics(self, samples: Pictures, reference: dict[str, Any]) -> dict[str, float]:
         """Mean VQAScore, in all and by kind of prompt, and the share of pictures that truly show their caption."""
         scores = vqascore(samples.images, samples.captions, reference["scorer"]).double()
