@@ -110,6 +110,54 @@ def write_qm9(folder, molecules, uncharacterised):
     (folder / "uncharacterized.txt").write_text("\n".join(lines) + "\n")
 
 
+PUBLAYNET_CLASSES = ("text", "title", "list", "table", "figure")
+PUBLAYNET_PAGE = (612, 792)
+
+
+def publaynet_labels(pages):
+    """PubLayNet's JSON of pages, each a list of (class name, left, top, width, height) in pixels."""
+    width, height = PUBLAYNET_PAGE
+    rows = [(number, *element) for number, page in enumerate(pages, 1) for element in page]
+    images = [
+        {"file_name": f"PMC{number}_00003.jpg", "width": width, "height": height, "id": number}
+        for number in range(1, len(pages) + 1)
+    ]
+    annotations = [
+        {
+            "segmentation": [[left, top, left, top + h, left + w, top + h, left + w, top]],
+            "area": w * h,
+            "iscrowd": 0,
+            "image_id": image,
+            "bbox": [left, top, w, h],
+            "category_id": PUBLAYNET_CLASSES.index(name) + 1,
+            "id": number,
+        }
+        for number, (image, name, left, top, w, h) in enumerate(rows, 1)
+    ]
+    categories = [{"supercategory": "", "id": i, "name": name} for i, name in enumerate(PUBLAYNET_CLASSES, 1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def write_publaynet(folder, training, held_out):
+    """PubLayNet's published labels.tar.gz, of training and validation pages as `publaynet_labels` takes them."""
+    splits = {"train": training, "val": held_out}
+    files = {f"publaynet/{name}.json": json.dumps(publaynet_labels(pages)).encode() for name, pages in splits.items()}
+    write_tar(folder / "labels.tar.gz", {"publaynet/README.txt": b"PubLayNet", **files})
+
+
+def columns_of_boxes(count, rng):
+    """Pages for PubLayNet: a title above one to four boxes of random classes and heights, one below the other."""
+    pages = []
+    for _ in range(count):
+        page, top = [("title", 72.5, 60.0, 300.0, 14.0)], 80.0
+        for name in rng.choice(PUBLAYNET_CLASSES, rng.integers(1, 5)):
+            height = float(rng.integers(60, 150))
+            page.append((str(name), 72.5, top, 467.0, height))
+            top += height + 10
+        pages.append(page)
+    return pages
+
+
 def write_assets(assets, mirror, path):
     """The asset list with the checksums of the replicas in `mirror`, and no public address."""
     for asset in assets.values():

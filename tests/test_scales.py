@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import yaml
 from replicas import (
+    columns_of_boxes,
     write_assets,
     write_cifar,
     write_clip_flant5,
@@ -12,6 +13,7 @@ from replicas import (
     write_mnist,
     write_photographs,
     write_prompts,
+    write_publaynet,
     write_qm9,
     write_stable_diffusion,
 )
@@ -146,6 +148,50 @@ def test_text_to_image_of_paper_scale_end_to_end(tmp_path):
     benchmarks = {"vqascore_GenAI-Bench", "vqascore_GenEval", "vqascore_color"}
     assert benchmarks <= set(table["metric"])
     assert "accuracy" not in set(table["metric"])
+
+
+def test_layouts_of_paper_scale_end_to_end(tmp_path):
+    """The official labels through rounds and shards, classes drawn and given; crowded and repeated pages are left out."""
+    checkout = ScaledCheckout(tmp_path, "paper")
+    pages = columns_of_boxes(40, np.random.default_rng(0))
+    crowded = [("text", 20.0, 20.0 + 30 * line, 300.0, 20.0) for line in range(21)]
+    write_publaynet(checkout.mirror, training=[*pages[:24], crowded, pages[24]], held_out=pages[24:])
+    settings = checkout.scale["layouts"]["settings"]
+    network = {"width": 8, "depth": 1, "heads": 2}
+    tiny = {
+        "data": {"shards": 2},
+        "base": {"network": network, "training": {**TINY_TRAINING, "steps": 2}},
+        "judges": {"network": network, "training": {**TINY_TRAINING, "steps": 2}},
+        "sampler": {"steps": 4, "batch_size": 64},
+        "rollouts": {"samples": 128, "shards": 2, "rounds": 2},
+        "fine_tuning": {"jobs": 1, "training": {"steps": 2, "batch_size": 32}},
+        "methods": {
+            name: TINY_DDPO for name, method in settings["publaynet"]["methods"].items() if "iterations" in method
+        },
+        "evaluation": {"samples": 128, "shards": 2, "branched": 8, "branches": 2},
+    }
+    done = checkout.run(
+        "table_layouts",
+        "figure_layouts",
+        config={
+            "layouts": {"settings": {name: merged(settings[name], tiny) for name in settings}},
+            **{task: {"run": []} for task in ("images", "molecules", "text_to_image")},
+        },
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    table = pd.read_csv(checkout.folder / "results/paper/tables/layouts.csv")
+    assert set(table["setting"]) == {"publaynet", "publaynet_classes"}
+    models = ["base", *settings["publaynet"]["methods"]]
+    for name, rows in table.groupby("setting"):
+        prepared = read_json(checkout.folder / f"results/paper/layouts/{name}/data/data.json")
+        assert (prepared["count"], prepared["note"]) == (40, None)
+        assert (prepared["too_many_elements"], prepared["duplicates"]) == (1, 1)
+        assert set(rows["method"]) == {"data_train", "data_test", *models}
+        tuned = rows[rows["method"].isin(models[1:])]
+        assert (tuned[["rounds", "reward_calls"]].to_numpy() == [2, 256]).all()
+        counts = rows.groupby("method")["samples"].first()
+        assert (counts[models] == 128).all()
+        assert counts[["data_train", "data_test"]].tolist() == [24, 16]
 
 
 def test_published_figures_stand_beside_the_rows_that_they_are_for(tmp_path):

@@ -227,7 +227,7 @@ def test_arrays_are_drawn_by_the_same_rows(cpu, tmp_path):
 
 
 def test_arrays_that_fit_are_drawn_from_where_they_are_used(monkeypatch):
-    """On the meta device, which like a GPU holds tensors apart from the CPU's; nothing may be copied to it row by row."""
+    """On the meta device, which like a GPU holds its tensors apart from those of the CPU."""
     small, large = torch.arange(12.0).reshape(6, 2), torch.zeros(6, 100)
     monkeypatch.setattr(graft.training, "RESIDENT_BYTES", small.nbytes)
     elsewhere = Compute(torch.device("meta"), "fp32", compiled=False)
