@@ -6,7 +6,7 @@ Every task can be trained as a base model:
     training_data(folder): those arrays of a prepared folder, as the loss takes them.
     build_network(settings, seed, run), load_network(folder): diffusers models.
     loss(network, *batch, generator): the base's training loss of one batch, a scalar.
-A task whose samples have rewards has more; see `graft.tasks.molecules`.
+A task whose samples have rewards has more; see `graft.tasks.sets` and `graft.tasks.molecules`.
 """
 
 from __future__ import annotations

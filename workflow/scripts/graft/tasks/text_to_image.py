@@ -91,6 +91,7 @@ class TextToImage:
 
     path = StableDiffusionPath()
     precision = torch.float16
+    lower_is_better = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
