@@ -186,14 +186,12 @@ def test_the_network_ignores_padding(task):
 @BOTH
 def test_without_its_index_embedding_the_network_does_not_see_the_order_of_elements(task):
     network, condition, t = trained_looking(task), some_condition(task), torch.linspace(0.05, 1, 8)
-    x, mask, order = task.network_input(some_points(task), condition), task.mask(condition)
+    x, mask = task.network_input(some_points(task), condition), task.mask(condition)
     order = torch.tensor([3, 5, 0, 1, 4, 2])
-    full = mask.all(dim=1)
-    assert full.any()
 
     def permuted_output_differs_by():
         expected = network(x, t, mask)[:, order]
-        return (network(x[:, order], t, mask[:, order]) - expected)[full].abs().max().item()
+        return (network(x[:, order], t, mask[:, order]) - expected).abs().max().item()
 
     assert permuted_output_differs_by() > 0.01
     network.index.zero_()
@@ -550,3 +548,29 @@ def test_the_loss_of_the_features_is_finite_and_reaches_every_parameter():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().max() > 0, name
+
+
+def test_pages_whose_classes_no_held_out_page_has_leave_maximum_iou_out(reference):
+    """Held-out pages have five or six elements, these one. What is not a number would end the evaluation."""
+    found = some_pages(12, most=1)
+    assert DRAWN.metrics(found, reference).keys() == {"alignment_x100", "overlap", "fd_layout_network"}
+
+
+def test_too_few_held_out_pages_and_another_networks_classes_are_one_clear_line(folder, tmp_path, cpu):
+    few = prepared(tmp_path / "few", some_pages(4), some_pages(1, seed=1))
+    features().save_pretrained(tmp_path / "features")
+    with pytest.raises(UserError, match="two held-out pages or more"):
+        DRAWN.reference(few, {"features": tmp_path / "features", "batch_size": 64}, cpu)
+    LayoutFeatures(classes=3, width=8, depth=1, heads=2).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="for 3 classes, pages have 5"):
+        DRAWN.reference(folder, {"features": tmp_path / "other", "batch_size": 64}, cpu)
+
+
+def test_a_batch_in_which_no_class_is_hidden_has_a_loss(monkeypatch):
+    monkeypatch.setattr(layout_features, "HIDDEN", 0.0)
+    assert layout_features_loss(features(), *some_pages(4), generator()).isfinite()
+
+
+def test_no_page_of_a_kind_is_no_share(monkeypatch):
+    monkeypatch.setattr(layout_features, "DISTURBED", 0.0)
+    assert tells_disturbed(features(), *some_pages(4), generator())["disturbed_recognised"] is None

@@ -252,8 +252,12 @@ def test_what_one_run_has_trained_serves_another(finished, tmp_path):
             {"points": {"pages_per_condition": 3}},
             "methods.graft.rule.m: 4 is more than points.pages_per_condition = 3, and rules accept within a condition",
         ),
+        (
+            {"methods": {"graft": {"rule": {"type": "BestOf", "n": 8, "k": None, "m": None}}}},
+            "methods.graft.rule.n: 8 is more than points.pages_per_condition = 4, and rules accept within a condition",
+        ),
     ],
-    ids=["weights", "alignment", "pages_per_condition", "rule"],
+    ids=["weights", "alignment", "pages_per_condition", "TopK", "BestOf"],
 )
 def test_a_bad_configuration_is_one_clear_line(finished, blocks, complaint):
     done = finished.run(*TARGETS, arguments=["--dry-run"], settings={"given": merged(GIVEN, blocks)})

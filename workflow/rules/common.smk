@@ -110,9 +110,14 @@ def judge_files(wildcards):
     ]
 
 
+def rewarding_judges(wildcards):
+    """The judges' files where one of them gives the reward; others only evaluate."""
+    return judge_files(wildcards) if "reward" in (judges_of(wildcards) or {}) else []
+
+
 def judging_gpus(wildcards):
     """GPUs of a job that scores: a judge is a network, other rewards are not."""
-    return config["compute"]["gpu"] if "reward" in (judges_of(wildcards) or {}) else 0
+    return config["compute"]["gpu"] if rewarding_judges(wildcards) else 0
 
 
 def reward_of(wildcards):

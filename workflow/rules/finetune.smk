@@ -8,7 +8,7 @@ rule fine_tune:
         selected="<results>/{task}/{setting}/seed{seed}/round{round}/{group}/selected.csv",
         samples=source_shards("shard{}.safetensors"),
         previous=tuned_before,
-        judges=judge_files,
+        judges=rewarding_judges,
     output:
         tuned=directory("<results>/{task}/{setting}/seed{seed}/round{round}/{group}/tuned"),
         cost="<results>/{task}/{setting}/seed{seed}/round{round}/{group}/cost.json",

@@ -39,7 +39,7 @@ rule draw_rollouts:
 rule score_rollouts:
     input:
         data="<results>/{task}/{setting}/data",
-        judges=judge_files,
+        judges=rewarding_judges,
         samples="<results>/{task}/{setting}/seed{seed}/{stage}/{group}/shard{shard}.safetensors",
     output:
         "<results>/{task}/{setting}/seed{seed}/{stage}/{group}/scores{shard}.csv",

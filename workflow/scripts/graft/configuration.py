@@ -106,9 +106,10 @@ def _check_group_size(place: str, setting: dict[str, Any], key: str) -> None:
     size = setting["points"][key]
     for name, method in setting["methods"].items():
         rule = method.get("rule") or {}
-        if size is not None and rule.get("type") == "TopK" and rule["m"] > size:
+        of = {"TopK": "m", "BestOf": "n"}.get(rule.get("type"))
+        if size is not None and of and rule[of] > size:
             raise UserError(
-                f"{place}.methods.{name}.rule.m: {rule['m']} is more than points.{key} = {size}, and rules accept "
+                f"{place}.methods.{name}.rule.{of}: {rule[of]} is more than points.{key} = {size}, and rules accept "
                 "within a condition"
             )
 

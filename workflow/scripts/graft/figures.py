@@ -133,7 +133,7 @@ def draw_metrics(axes: Axes, rows: pd.DataFrame, metrics: Sequence[str], relativ
     mean, error = ("over_base_percent", "over_base_percent_stderr") if relative else ("mean", "stderr")
     methods = list(dict.fromkeys(rows["method"]))
     for number, method in enumerate(methods):
-        found = rows[rows["method"] == method].set_index("metric").loc[list(metrics)]
+        found = rows[rows["method"] == method].set_index("metric").reindex(list(metrics))
         places = np.arange(len(metrics)) + 0.8 * ((number + 0.5) / len(methods) - 0.5)
         axes.errorbar(
             places,

@@ -89,18 +89,20 @@ def layout_features_loss(network: LayoutFeatures, boxes: Tensor, classes: Tensor
     hidden &= classes > 0
     features, states = network(boxes, classes, hidden)
     real = binary_cross_entropy_with_logits(network.real(features).flatten(), untouched.to(features.dtype))
-    return real + cross_entropy(network.name(states)[hidden], classes[hidden] - 1)
+    named = cross_entropy(network.name(states)[hidden], classes[hidden] - 1, reduction="sum")
+    return real + named / hidden.sum().clamp(min=1)
 
 
 @torch.no_grad()
 def tells_disturbed(
     network: LayoutFeatures, boxes: Tensor, classes: Tensor, generator: torch.Generator
-) -> dict[str, float]:
-    """Shares of pages (n, N, 4), (n, N) that the network takes for what they are, half of them disturbed."""
+) -> dict[str, float | None]:
+    """Shares of pages (n, N, 4), (n, N) that the network takes for what they are, half of them disturbed.
+
+    None where there are no such pages.
+    """
     classes = classes.long()
     boxes, untouched = disturb(boxes, classes, generator)
     real = network.real(network(boxes, classes, torch.zeros_like(classes, dtype=torch.bool))[0]).flatten() > 0
-    return {
-        "real_recognised": real[untouched].double().mean().item(),
-        "disturbed_recognised": (~real[~untouched]).double().mean().item(),
-    }
+    found = {"real_recognised": real[untouched], "disturbed_recognised": ~real[~untouched]}
+    return {name: right.double().mean().item() if len(right) else None for name, right in found.items()}

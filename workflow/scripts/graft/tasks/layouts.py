@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -183,9 +184,16 @@ class Layouts(SetTask):
         return [str(sorted(page[page[:, 0] > 0].tolist())) for page in rounded]
 
     def reference(self, data: str | Path, judges: dict[str, Any], compute: Compute) -> dict[str, Any]:
-        """What `metrics` measures against: the held-out pages, and the network whose features FD is on."""
+        """What `metrics` measures against: the held-out pages, and the network whose features FD is on.
+
+        Raises UserError if there are too few pages for FD, or the network is for another number of classes.
+        """
         network = load_saved(judges["features"], {"LayoutFeatures": LayoutFeatures}).to(compute.device)
+        if network.config.classes != len(CLASSES):
+            raise UserError(f"{judges['features']}: for {network.config.classes} classes, pages have {len(CLASSES)}")
         held_out = Pages(*pages(str(data), held_out=True))
+        if len(held_out.boxes) < 2:
+            raise UserError(f"{data}: FD needs two held-out pages or more, there is one; add some")
         features = network.features_of(*held_out, batch_size=judges["batch_size"])
         return {"pages": held_out, "network": network, "features": features, "batch_size": judges["batch_size"]}
 
@@ -196,7 +204,10 @@ class Layouts(SetTask):
         return {"data_train": Pages(boxes[rows], classes[rows]), "data_test": Pages(*pages(str(data), held_out=True))}
 
     def metrics(self, samples: Pages, reference: dict[str, Any]) -> dict[str, float]:
-        """Alignment x 100, overlap, maximum IoU and FD on the layout network; the two last not of the reference."""
+        """Alignment x 100, overlap, maximum IoU and FD on the layout network; the two last not of the reference.
+
+        No maximum IoU either where no sample has the classes of a held-out page.
+        """
         tidy = {
             "alignment_x100": 100 * alignment(samples.boxes, samples.mask).mean().item(),
             "overlap": overlap(samples.boxes, samples.mask).mean().item(),
@@ -205,9 +216,10 @@ class Layouts(SetTask):
         if torch.equal(samples.boxes, real.boxes):
             return tidy
         features = reference["network"].features_of(*samples, batch_size=reference["batch_size"])
+        similar = maximum_iou(tuple(samples), tuple(real))
         return {
             **tidy,
-            "maximum_iou": maximum_iou(tuple(samples), tuple(real)),
+            **({} if math.isnan(similar) else {"maximum_iou": similar}),
             "fd_layout_network": frechet_distance(features, reference["features"]),
         }
 
