@@ -7,7 +7,7 @@ from replicas import write_tar
 from graft.errors import UserError
 from graft.layout_formats import CLASSES, READERS
 
-NOTHING = {"degenerate_boxes": 0, "empty_pages": 0, "too_many_elements": 0, "duplicates": 0}
+NOTHING = {"outside_boxes": 0, "degenerate_boxes": 0, "empty_pages": 0, "too_many_elements": 0, "duplicates": 0}
 TEXT, TITLE, LIST, TABLE, FIGURE = range(1, 6)
 
 
@@ -221,7 +221,13 @@ def test_coco_pages_and_boxes_that_are_left_out_are_counted(tmp_path):
     found = read(tmp_path, "publaynet_coco", 2)
     assert found.classes.tolist() == [[TITLE, 0], [FIGURE, 0]]
     assert found.held_out.tolist() == [False, True]
-    assert found.counts == {"degenerate_boxes": 1, "empty_pages": 1, "too_many_elements": 1, "duplicates": 1}
+    assert found.counts == {
+        "outside_boxes": 0,
+        "degenerate_boxes": 1,
+        "empty_pages": 1,
+        "too_many_elements": 1,
+        "duplicates": 1,
+    }
 
 
 def test_coco_pages_are_the_same_to_a_part_in_ten_thousand(tmp_path):
@@ -251,10 +257,11 @@ OUTSIDE = [(-1.1, 0, 9, 9), (0, -1.1, 9, 9), (590, 0, 11.1, 9), (0, 790, 9, 11.1
 
 
 @pytest.mark.parametrize("box", OUTSIDE)
-def test_coco_box_outside_its_page_is_named(tmp_path, box):
+def test_coco_box_outside_its_page_is_left_out_and_counted(tmp_path, box):
     write_coco(tmp_path, labels([image(3)], [annotation(1, 3, TEXT, 0, 0, 9, 9), annotation(77, 3, TEXT, *box)]))
-    with pytest.raises(UserError, match=r"labels\.tar\.gz:publaynet/train\.json: annotation 77: .*outside its page"):
-        read(tmp_path, "publaynet_coco")
+    found = read(tmp_path, "publaynet_coco")
+    assert found.counts == NOTHING | {"outside_boxes": 1}
+    assert found.classes[0].tolist() == [1, 0, 0]
 
 
 def without(entry, key):
@@ -287,7 +294,7 @@ WRONG_LABELS = {
     "no box": (labels([image(1)], [PROPER | {"bbox": None}]), "annotation 77: .*None"),
     "no number": (labels([image(1)], [PROPER | {"bbox": [1, 2, "x", 4]}]), "annotation 77: .*'x'"),
     "negative": (labels([image(1)], [PROPER | {"bbox": [9, 9, -2, 4]}]), "annotation 77: .*not 0 or more"),
-    "nan": (labels([image(1)], [PROPER | {"bbox": [9, float("nan"), 2, 4]}]), "annotation 77: .*outside its page"),
+    "nan": (labels([image(1)], [PROPER | {"bbox": [9, float("nan"), 2, 4]}]), "annotation 77: .*is not finite"),
 }
 
 

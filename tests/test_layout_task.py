@@ -57,6 +57,11 @@ def trained_looking(task, seed=0):
     return network.eval().requires_grad_(False)
 
 
+def corners(boxes):
+    """The left and top, and the right and bottom edges of boxes (..., 4)."""
+    return boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
+
+
 @BOTH
 def test_encoded_pages_come_back(task):
     found = some_pages(50)
@@ -359,17 +364,22 @@ def test_a_users_reward_gets_boxes_and_class_names_of_the_elements_alone(tmp_pat
 
 def test_keys_are_the_same_for_the_same_boxes_on_a_grid_in_any_order():
     samples = some_pages(20)
-    on_grid = Pages((samples.boxes * GRID).round() / GRID, samples.classes)
+    near, far = corners(samples.boxes * samples.mask[..., None])
+    near, far = (near * GRID).round() / GRID, (far * GRID).round() / GRID
+    on_grid = Pages(torch.cat([(near + far) / 2, far - near], dim=-1), samples.classes)
     keys = DRAWN.keys(on_grid)
+    back = DRAWN.decode(DRAWN.encode(*on_grid), DRAWN.condition_of(on_grid.classes))
+    assert DRAWN.keys(back) == keys, "centres lie on half steps of the grid, edges do not"
     order = torch.tensor([4, 2, 0, 5, 1, 3])
     assert DRAWN.keys(Pages(*(part[:, order] for part in on_grid))) == keys
-    shift = 0.4 / GRID * torch.where(torch.rand(20, 6, 4, generator=generator(1)) < 0.5, 1, -1)
-    assert DRAWN.keys(Pages(on_grid.boxes + shift, on_grid.classes)) == keys, "padding does not matter either"
+    shift = 0.4 / GRID * torch.where(torch.rand(2, 20, 6, 2, generator=generator(1)) < 0.5, 1, -1)
+    moved = torch.cat([(near + far + shift.sum(dim=0)) / 2, far - near + shift[1] - shift[0]], dim=-1)
+    assert DRAWN.keys(Pages(moved, on_grid.classes)) == keys, "padding does not matter either"
     assert len(set(keys)) == 20
     assert DRAWN.keys(Pages(on_grid.boxes.where(on_grid.mask[..., None], 0.7), on_grid.classes)) == keys
     for channel in range(4):
         moved = on_grid.boxes.clone()
-        moved[:, 0, channel] += 1 / GRID
+        moved[:, 0, channel] += 2 / GRID
         assert not set(DRAWN.keys(Pages(moved, on_grid.classes))) & set(keys), channel
     other = on_grid.classes.clone()
     other[:, 0] = other[:, 0] % len(CLASSES) + 1

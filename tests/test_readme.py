@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from test_workflow import REPOSITORY, Checkout
 
-READMES = ["README.md", "config/README.md", "resources/digits/README.md", "resources/molecules_base/README.md"]
+READMES = [
+    "README.md",
+    "config/README.md",
+    "resources/digits/README.md",
+    "resources/molecules_base/README.md",
+    "resources/pages/README.md",
+]
 
 
 def commands():

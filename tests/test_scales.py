@@ -117,11 +117,13 @@ def test_text_to_image_of_paper_scale_end_to_end(tmp_path):
     checkout = ScaledCheckout(tmp_path, "paper")
     write_prompts(checkout.mirror / "prompts")
     write_stable_diffusion(tmp_path / "base")
+    write_stable_diffusion(tmp_path / "another")
     write_clip_flant5(tmp_path / "models/clip-flant5-xxl")
     methods = checkout.scale["text_to_image"]["settings"]["stable_diffusion_2"]["methods"]
     tiny = {
         "points": {"image_size": 32, "images_per_prompt": 4},
         "base": {"pretrained": "base"},
+        "comparisons": {"sdxl_base": {"pretrained": "another", "steps": 2, "batch_size": 16}},
         "sampler": {"steps": 5, "batch_size": 64},
         "rollouts": {"samples": 128, "shards": 2},
         "fine_tuning": {"jobs": 2, "training": {"steps": 2, "batch_size": 4}, "adapter": {"rank": 2}},
@@ -139,7 +141,11 @@ def test_text_to_image_of_paper_scale_end_to_end(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-5000:]
     table = pd.read_csv(checkout.folder / "results/paper/tables/text_to_image.csv")
-    assert set(table["method"]) == {"base", *methods}
+    assert set(table["method"]) == {"base", "sdxl_base", *methods}
+    other = table[table["method"] == "sdxl_base"].set_index("metric")
+    assert (other["samples"] == 64).all()
+    assert other["mean"].between(0, 1).all()
+    assert other[["control", "over_base"]].isna().all(axis=None)
     prompts = prompt_table(str(checkout.folder / "results/paper/text_to_image/stable_diffusion_2/data"))
     sides = dict(zip(prompts.captions, prompts.held_out.tolist(), strict=True))
     assert sides["a color cat 0"], "it stands in T2I-CompBench's val file too"

@@ -139,6 +139,21 @@ def test_markdown_and_latex_hold_the_same_cells(table, tmp_path):
     assert latex.isascii()
 
 
+def test_percentages_end_no_line_of_latex(table, tmp_path):
+    """An unescaped % would make a comment of the rest of its row."""
+    noted = table.assign(note="+5 %")
+    write_layouts(
+        tmp_path / "t.md", tmp_path / "t.tex", table=noted, index=["contest", "method", "note"], contest=["contest"]
+    )
+    assert r"+5 \% &" in (tmp_path / "t.tex").read_text()
+
+
+def test_what_float32_leaves_of_a_zero_is_shown_as_zero(table):
+    tiny = table.assign(mean=table["mean"].where(table["metric"] != "FD", -2e-8))
+    wide = layout(tiny, index=["contest", "method"], contest=["contest"], bold="{}")
+    assert wide["FD ↓"].str.startswith("0").all()
+
+
 def test_missing_cells_are_empty(table, tmp_path):
     """Only one row has a size."""
     arguments = {"table": table, "index": ["contest", "method"], "contest": ["contest"]}

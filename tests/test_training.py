@@ -237,3 +237,12 @@ def test_arrays_that_fit_are_drawn_from_where_they_are_used(monkeypatch):
     assert resident(small, Compute(torch.device("cpu"), "fp32", compiled=False)) is small
     drawn = draw_batch(kept, 4, torch.Generator().manual_seed(0), elsewhere)
     assert [(part.device.type, tuple(part.shape)) for part in drawn] == [("meta", (4, 2)), ("meta", (4, 100))]
+
+
+def test_a_resident_array_gives_the_rows_that_one_on_disk_gives(tmp_path):
+    values, cpu = torch.arange(40.0).reshape(20, 2), Compute(torch.device("cpu"), "fp32", compiled=False)
+    write_tensors(tmp_path / "shard.safetensors", {"x": values}, {})
+    arrays = [values, ShardedTensor([tmp_path / "shard.safetensors"], "x")]  # a tensor is taken for resident
+    first, second = draw_batch(arrays, 8, torch.Generator().manual_seed(1), cpu)
+    assert torch.equal(first, second)
+    assert len(first.unique()) > 2

@@ -39,6 +39,7 @@ wildcard_constraints:
     seed="[0-9]+",
     shard="[0-9]+",
     path="straight|trigonometric",
+    name="[A-Za-z][A-Za-z0-9_]*",
 
 
 @cache
@@ -108,6 +109,18 @@ def judge_files(wildcards):
     return [
         path for folder in judges["pretrained"].values() for path in saved_files(folder) or [f"{folder}/config.json"]
     ]
+
+
+def comparisons_of(wildcards, task=None):
+    """Other models whose samples are measured beside a setting's methods, by name; mostly none."""
+    return config[task or wildcards.task]["settings"][wildcards.setting].get("comparisons", {})
+
+
+def comparison_shards(wildcards):
+    """The samples of those models."""
+    shards = range(plan_of(wildcards).sizes("final")["shards"])
+    folder = f"{SEED}/comparisons"
+    return [f"{folder}/{name}/shard{shard}.safetensors" for name in comparisons_of(wildcards) for shard in shards]
 
 
 def rewarding_judges(wildcards):
@@ -272,7 +285,7 @@ REWARD_TASKS = {
         "headline": "reward",
         "metrics": None,
         "relative": True,
-        "rollouts_compare": False,
+        "rollouts_compare": True,
     },
 }
 """How the table and the figure of each task with rewards are shown.

@@ -109,6 +109,7 @@ rule evaluate_models:
         base="<results>/{task}/{setting}/base",
         rollouts="<results>/{task}/{setting}/seed{seed}/round1/base/shard0.safetensors",
         samples=final_shards,
+        comparisons=comparison_shards,
         judges=judge_files,
     output:
         metrics="<results>/{task}/{setting}/seed{seed}/evaluation.json",
@@ -131,6 +132,7 @@ rule evaluate_models:
         judges=judges_of,
         reward_code=reward_code,
         groups=lambda wildcards: {"base": ["base"], **plan_of(wildcards).groups},
+        comparisons=lambda wildcards: list(comparisons_of(wildcards)),
         cuts=of_plan("cuts"),
         branched=task_setting("evaluation/branched"),
         branches=task_setting("evaluation/branches"),

@@ -57,3 +57,30 @@ rule train_judges:
         code=code("train_judges.py"),
     script:
         "../scripts/train_judges.py"
+
+
+rule draw_comparison:
+    input:
+        data="<results>/text_to_image/{setting}/data",
+    output:
+        "<results>/text_to_image/{setting}/seed{seed}/comparisons/{name}/shard{shard}.safetensors",
+    log:
+        "<logs>/draw_comparison/{setting}_seed{seed}_{name}_{shard}.log",
+    benchmark:
+        "<benchmarks>/draw_comparison/{setting}_seed{seed}_{name}_{shard}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: config["compute"]["threads"]["default"]
+    resources:
+        gpu=config["compute"]["gpu"],
+        mem_mb=3000,
+        runtime=720,
+    params:
+        points=task_setting("points", "text_to_image"),
+        comparison=lambda wildcards: comparisons_of(wildcards, "text_to_image")[wildcards.name],
+        samples=task_setting("evaluation/samples", "text_to_image"),
+        shards=task_setting("evaluation/shards", "text_to_image"),
+        precision=config["compute"]["precision"],
+        code=code("draw_comparison.py"),
+    script:
+        "../scripts/draw_comparison.py"

@@ -33,10 +33,13 @@ def main(job):
         paths = [path for path in job.input.samples if f"/final/{group}/" in path]
         for name in members:
             measured[name] = measure(name, task.load_samples(paths, name, job.input.data))
-    real = task.real(job.input.data, measured["base"]["samples"], int(job.wildcards.seed))
+    others = task.real(job.input.data, measured["base"]["samples"], int(job.wildcards.seed))
+    for name in job.params.comparisons:
+        paths = [path for path in job.input.comparisons if f"/comparisons/{name}/" in path]
+        others[name] = task.load_samples(paths, name, job.input.data)
     found = {
         "models": measured,
-        "real": {name: measure(name, samples) for name, samples in real.items()},
+        "others": {name: measure(name, samples) for name, samples in others.items()},
         "lower_is_better": task.lower_is_better,
         "fixed_share": fixed_shares(job, task, compute),
     }

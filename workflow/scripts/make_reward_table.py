@@ -12,7 +12,7 @@ from graft.jobs import run
 from graft.tables import COLUMNS, gains, summarise, with_published, write_csv, write_layouts
 
 KEYS = ["task", "setting", "method", "metric", "better"]
-EXTRAS = ["cut", "deduplicated", "fixed_share", "eta", "rounds", "reward_calls", "accepted", "control"]
+EXTRAS = ["data", "cut", "deduplicated", "fixed_share", "eta", "rounds", "reward_calls", "accepted", "control"]
 """Notes that stand beside the metrics where people read the table, after what a task tells of accepted samples."""
 
 
@@ -22,6 +22,8 @@ def main(job):
     table = summarise(values, [*KEYS, "samples"])
     table = table.merge(gains(values, KEYS, ["base", "self"]), on=KEYS)
     notes = pd.DataFrame([row for name in job.params.settings for row in notes_of(job, name, costs)])
+    if notes["data"].isna().all():  # all settings are on the usual data
+        notes = notes.drop(columns="data")
     table = table.merge(notes, on=["setting", "method"], how="left")
     with open(job.input.published) as file:
         published = [entry for entry in yaml.safe_load(file) if entry["task"] == job.params.task]
@@ -79,12 +81,12 @@ def folders(job, name):
 
 
 def values_of(job, name):
-    """A row for each seed, model and metric of a setting; real data come first, and are compared with nothing."""
+    """A row for each seed, model and metric of a setting; first what is no method, which is compared with nothing."""
     plan = job.params.settings[name]
     for seed, folder in folders(job, name):
         evaluation = read_json(folder / "evaluation.json")
         models = {method: evaluation["models"][method] for method in ["base", *plan["methods"]]}
-        for method, found in {**evaluation["real"], **models}.items():
+        for method, found in {**evaluation["others"], **models}.items():
             controls = {
                 "control_base": "base" if method in models else None,
                 "control_self": plan["controls"].get(method),
@@ -99,7 +101,8 @@ def notes_of(job, name, costs):
     """What stands beside each method of a setting: its cut and rule, what the cut fixes, what it accepted."""
     plan = job.params.settings[name]
     shares = pd.DataFrame([read_json(folder / "evaluation.json")["fixed_share"] for _, folder in folders(job, name)])
-    shared = {"setting": name, "eta": plan["eta"]}
+    data = Path(job.params.folder) / job.params.task / name / "data/data.json"
+    shared = {"setting": name, "eta": plan["eta"], "data": read_json(data)["note"]}
     yield {**shared, "method": "base", "reward_calls": 0, "rounds": 0, "control": plan["controls"]["base"]}
     for method, settings in plan["methods"].items():
         cut, spent = settings.get("cut"), costs[(costs["setting"] == name) & (costs["method"] == method)]

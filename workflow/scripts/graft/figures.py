@@ -148,6 +148,9 @@ def draw_metrics(axes: Axes, rows: pd.DataFrame, metrics: Sequence[str], relativ
     labels = [name.replace("_", " ") + ARROWS[better[name]] for name in metrics]
     axes.set_xticks(range(len(metrics)), labels, fontsize=8)
     axes.set(ylabel="change over the base, %" if relative else "share")
+    if relative:  # so that one method which ruins a metric does not hide the others
+        axes.set_yscale("symlog", linthresh=20)
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.grid(alpha=0.25, axis="y")
 
 

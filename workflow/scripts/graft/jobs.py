@@ -22,6 +22,7 @@ BATCH_SIZES = {
     "sample_chains": "sampling.batch_size",
     "evaluate_samples": "sampling.batch_size",
     "draw_rollouts": "sampler.batch_size",
+    "draw_comparison": "comparisons.*.batch_size",
     "score_rollouts": "judges.batch_size",
     "fine_tune": "fine_tuning.training.batch_size, or, in the policy gradient, its batch_size or sampler.batch_size",
     "evaluate_models": "judges.batch_size or sampler.batch_size",

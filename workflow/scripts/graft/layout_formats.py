@@ -67,7 +67,7 @@ class Layouts:
 
     boxes: (n, N, 4) float32, centre x, centre y, width, height, in [0, 1] of the page's width and height. classes:
     (n, N) uint8, see CLASSES. held_out: (n,) bool, whether a page is for evaluation only. counts: what was left out,
-    boxes (`degenerate_boxes`) and pages (`empty_pages`, `too_many_elements`, `duplicates`).
+    boxes (`outside_boxes`, `degenerate_boxes`) and pages (`empty_pages`, `too_many_elements`, `duplicates`).
 
     A page's elements are sorted by class number, then from top to bottom, then from left to right.
     """
@@ -81,7 +81,8 @@ class Layouts:
 class Pages(NamedTuple):
     """A split as read: where from, the number of its pages, and the elements of all of them, end to end.
 
-    elements: (m, 6) float64, page number, class number, left, top, right and bottom edges in [0, 1].
+    elements: (m, 6) float64, page number, class number, left, top, right and bottom edges in [0, 1], NaN for the edges
+    of a box that lies outside its page.
     """
 
     source: str
@@ -134,7 +135,8 @@ def read_publaynet_coco(folder: Path, max_elements: int) -> Layouts:
     335,703 and 11,245 pages; the labels of PubLayNet's own test split are not in the archive. Each is a JSON file of
     COCO's object detection: `images` (id, width, height in pixels), `annotations` (id, image_id, category_id, bbox:
     left, top, width, height in pixels) and `categories` (id, name; the names are those of CLASSES). Boxes that reach
-    beyond the page by at most a pixel, as rounding makes them, are cut off there; further out is an error.
+    beyond the page by at most a pixel, as rounding makes them, are cut off there; others are left out and counted.
+    Pages that are wider than high stay, which other readers of PubLayNet leave out.
     Nothing is unpacked to disk; `train.json`, 1.5 GB, takes about 5 GB of memory and a minute.
     Source: Zhong et al., PubLayNet: largest dataset ever for document layout analysis, ICDAR 2019.
     """
@@ -213,7 +215,7 @@ def _coco_element(
     classes: dict[Any, int],
     name: str,
 ) -> tuple[float, ...]:
-    """Page number, class number, left, top, right and bottom in [0, 1]."""
+    """Page number, class number, left, top, right and bottom in [0, 1]; NaN for the edges of a box outside its page."""
     with reading(f"{name}: annotation {annotation.get('id')}", "COCO entry", TypeError):
         image, category, box = _fields(annotation, "image_id", "category_id", "bbox")
         if image not in pages or category not in classes:
@@ -223,10 +225,12 @@ def _coco_element(
         right, bottom = left + width, top + height
         if not (width >= 0 and height >= 0):
             raise ValueError(f"its box {box} has a width or height that is not 0 or more")
-        if not (left >= -COCO_OVERHANG and top >= -COCO_OVERHANG):
-            raise ValueError(f"its box {box} starts outside its page")
-        if not (right <= page_width + COCO_OVERHANG and bottom <= page_height + COCO_OVERHANG):
-            raise ValueError(f"its box {box} ends outside its page of {page_width:g} x {page_height:g} pixels")
+        if not np.isfinite([left, top, right, bottom]).all():
+            raise ValueError(f"its box {box} is not finite")
+        inside = min(left, top) >= -COCO_OVERHANG
+        inside &= right <= page_width + COCO_OVERHANG and bottom <= page_height + COCO_OVERHANG
+        if not inside:
+            return page, classes[category], *[np.nan] * 4
         horizontal, vertical = _shares(left, right, page_width), _shares(top, bottom, page_height)
         return page, classes[category], horizontal[0], vertical[0], horizontal[1], vertical[1]
 
@@ -336,7 +340,7 @@ def _layouts(training: Pages, held_out: Pages, max_elements: int) -> Layouts:
     elements[len(training.elements) :, 0] += training.count
     out = np.arange(training.count + held_out.count) >= training.count
     _, _, left, top, right, bottom = elements.T
-    proper = (left < right) & (top < bottom)
+    outside, proper = np.isnan(left), (left < right) & (top < bottom)
     elements = elements[proper]
     page = elements[:, 0].astype(int)
     size = np.bincount(page, minlength=len(out))
@@ -345,7 +349,8 @@ def _layouts(training: Pages, held_out: Pages, max_elements: int) -> Layouts:
     out = out[fitting]
     duplicate = _duplicates(keys, out)
     counts = {
-        "degenerate_boxes": int((~proper).sum()),
+        "outside_boxes": int(outside.sum()),
+        "degenerate_boxes": int((~proper & ~outside).sum()),
         "empty_pages": int((size == 0).sum()),
         "too_many_elements": int((size > max_elements).sum()),
         "duplicates": int(duplicate.sum()),

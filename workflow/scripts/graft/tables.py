@@ -71,7 +71,8 @@ def layout(table: pd.DataFrame, index: Sequence[str], contest: Sequence[str], bo
     extremes = {"lower": best.min(), "higher": best.max()}
 
     def text(row: pd.Series) -> str:
-        shown = f"{row['mean']:.3g}" if np.isnan(row["stderr"]) else f"{row['mean']:.3g} ± {row['stderr']:.1g}"
+        mean = 0 if abs(row["mean"]) < NOTHING else row["mean"]  # what float32 leaves of a zero
+        shown = f"{mean:.3g}" if np.isnan(row["stderr"]) else f"{mean:.3g} ± {row['stderr']:.1g}"
         key = tuple(row[column] for column in [*contest, "metric"])
         is_best = row["ranked"] and row["better"] in extremes and row["mean"] == extremes[row["better"]][key]
         return bold.format(shown) if is_best else shown
@@ -81,6 +82,8 @@ def layout(table: pd.DataFrame, index: Sequence[str], contest: Sequence[str], bo
     return wide.fillna("").reset_index().rename_axis(columns=None)
 
 
+NOTHING = 1e-6
+
 ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
 
 
@@ -89,7 +92,7 @@ def write_layouts(markdown: str | os.PathLike, latex: str | os.PathLike, **argum
     with atomic(markdown) as scratch:
         scratch.write_text(layout(**arguments, bold="**{}**").to_markdown(index=False, disable_numparse=True) + "\n")
     plain = layout(**arguments, bold="\\textbf{{{}}}")
-    symbols = {"±": "$\\pm$", "↓": "$\\downarrow$", "↑": "$\\uparrow$", "×": "$\\times$", "_": "\\_"}
+    symbols = {"±": "$\\pm$", "↓": "$\\downarrow$", "↑": "$\\uparrow$", "×": "$\\times$", "_": "\\_", "%": "\\%"}
     text = plain.style.hide(axis="index").to_latex(hrules=True)
     for symbol, command in symbols.items():
         text = text.replace(symbol, command)

@@ -111,7 +111,7 @@ def train(
 
 
 def resident(array: ShardedTensor | Tensor, compute: Compute) -> ShardedTensor | Tensor:
-    """An array (n, ...) in the GPU's memory, so that drawing a batch copies nothing; itself if large, or on a CPU."""
+    """An array (n, ...) in the GPU's memory, so that a batch need not be copied there; itself if large, or on a CPU."""
     if compute.device.type == "cpu" or array[:1].nbytes * len(array) > RESIDENT_BYTES:
         return array
     return array[:].to(compute.device)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig, get_peft_model_state_dict
@@ -177,6 +177,21 @@ def load_stable_diffusion(source: str | Path) -> StableDiffusion:
     Raises UserError if there is none, if a hub repository comes without its 40-digit commit, if the weights are not in
     safetensors, or if the model was trained with another noise schedule than `StableDiffusionPath`.
     """
+    pipeline = load_pipeline(source, StableDiffusionPipeline, **NONE_OF_THEM, requires_safety_checker=False)
+    model = StableDiffusion(
+        pipeline.unet, pipeline.text_encoder, pipeline.vae, pipeline.tokenizer, matching_scheduler(pipeline.scheduler)
+    )
+    return model.eval().requires_grad_(False)
+
+
+def load_pipeline(
+    source: str | Path, kind: type[DiffusionPipeline] = DiffusionPipeline, **arguments: Any
+) -> DiffusionPipeline:
+    """diffusers' pipeline of a folder, or of a hub repository as `owner/name@commit`; its own kind if none is given.
+
+    arguments: of `from_pretrained`. Raises UserError if there is none, if a hub repository comes without its 40-digit
+    commit, or if the weights are not in safetensors.
+    """
     name, revision = str(source), None
     if not Path(source).is_dir():
         if not HUB.fullmatch(name):
@@ -185,22 +200,14 @@ def load_stable_diffusion(source: str | Path) -> StableDiffusion:
             )
         name, revision = name.split("@")
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            name,
-            revision=revision,
-            local_files_only=revision is None,
-            use_safetensors=True,
-            **NONE_OF_THEM,
-            requires_safety_checker=False,
+        return kind.from_pretrained(
+            name, revision=revision, local_files_only=revision is None, use_safetensors=True, **arguments
         )
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        wanted = "Stable Diffusion" if kind is StableDiffusionPipeline else "pipeline"
         raise UserError(
-            f"{source}: no Stable Diffusion with safetensors weights, saved by diffusers ({one_line(error)})"
+            f"{source}: no {wanted} with safetensors weights, saved by diffusers ({one_line(error)})"
         ) from error
-    model = StableDiffusion(
-        pipeline.unet, pipeline.text_encoder, pipeline.vae, pipeline.tokenizer, matching_scheduler(pipeline.scheduler)
-    )
-    return model.eval().requires_grad_(False)
 
 
 def matching_scheduler(trained: Any) -> DDIMScheduler:

@@ -32,7 +32,7 @@ EDGE_SCALE = 4.0
 """Model units in a page's width or height, about its middle: edges get a standard deviation of about one."""
 
 GRID = 127
-"""Two pages are the same if their boxes are on a grid of so many steps, that of PubLayNet's text format."""
+"""Two pages are the same if their edges are on a grid of so many steps, that of PubLayNet's text format."""
 
 COLOURS = {"text": "#4e79a7", "title": "#e15759", "list": "#59a14f", "table": "#f28e2b", "figure": "#b07aa1"}
 
@@ -179,8 +179,10 @@ class Layouts(SetTask):
         return per_sample(load_reward(reward["function"], known=("tidiness",)), arguments)
 
     def keys(self, samples: Pages) -> list[str | None]:
-        """What makes two samples the same: the classes and the boxes on a grid."""
-        rounded = torch.cat([samples.classes[..., None], (samples.boxes * GRID).round().long()], dim=-1)
+        """What makes two samples the same: the classes and the edges on a grid."""
+        centre, half = samples.boxes[..., :2], samples.boxes[..., 2:] / 2
+        edges = torch.cat([centre - half, centre + half], dim=-1)
+        rounded = torch.cat([samples.classes[..., None], (edges * GRID).round().long()], dim=-1)
         return [str(sorted(page[page[:, 0] > 0].tolist())) for page in rounded]
 
     def reference(self, data: str | Path, judges: dict[str, Any], compute: Compute) -> dict[str, Any]:
