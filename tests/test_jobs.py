@@ -43,8 +43,9 @@ def test_a_defect_keeps_its_traceback(job, capsys):
 
 
 def test_the_batch_sizes_are_those_of_the_configuration():
-    config = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text())
-    settings = [next(iter(config[task]["settings"].values())) for task in ("images", "text_to_image")]
+    scales = [yaml.safe_load((REPOSITORY / f"config/{scale}.yaml").read_text()) for scale in ("config", "paper")]
+    tasks = ("images", "text_to_image", "layouts")
+    settings = [next(iter(config[task]["settings"].values())) for config in scales for task in tasks]
 
     def known(key, block):
         for part in key.split("."):

@@ -325,7 +325,7 @@ def test_a_base_of_another_shape_is_refused(copy, tmp_path):
     other = Molecules(["H", "C"], 9, 1.0).build_network({"width": 8, "depth": 1, "heads": 2}, seed=0, run=0)
     other.save_pretrained(tmp_path / "other")
     config = tiny(base={"pretrained": str(tmp_path / "other")})
-    failing(copy, f"{FOLDER}/base".format("tiny"), config, "other", "(9, 5)", "(6, 6)")
+    failing(copy, f"{FOLDER}/base".format("tiny"), config, "other", "(9, 5, 5)", "(6, 6, 6)")
 
 
 def test_molecules_that_are_refused(tmp_path):
