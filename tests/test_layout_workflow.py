@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_workflow import TINY_DDPO, TINY_TRAINING, Checkout, merged
+from test_workflow import TINY_DDPO, TINY_TRAINING, Checkout, alone, finished_run, merged
 
 from graft.files import read_json
 from graft.layout_formats import CLASSES
@@ -65,18 +65,12 @@ class LayoutCheckout(Checkout):
         (folder / "my_layout_reward.py").write_text(inspect.getsource(illustrated))
 
     def run(self, *targets, arguments=(), settings=None):
-        settings = settings or SETTINGS
-        off = {task: {"run": []} for task in ("images", "molecules", "text_to_image")}
-        config = {**off, "layouts": {"run": list(settings), "settings": settings}}
-        return super().run(*targets, config=config, arguments=arguments)
+        return super().run(*targets, config=alone("layouts", settings or SETTINGS), arguments=arguments)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    checkout = LayoutCheckout(tmp_path_factory.mktemp("finished"))
-    done = checkout.run(*TARGETS)
-    assert done.returncode == 0, done.stderr[-5000:]
-    return checkout
+    return finished_run(LayoutCheckout(tmp_path_factory.mktemp("finished")), *TARGETS)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
-from test_workflow import TINY_DDPO, TINY_TEXT_MODELS, Checkout, merged
+from test_workflow import TINY_DDPO, TINY_TEXT_MODELS, Checkout, alone, finished_run, merged
 
 from graft.adapter_switch import BaseBelowCut
 from graft.compositions import correct, parse
@@ -59,17 +59,12 @@ class TextCheckout(Checkout):
     def run(self, *targets, arguments=(), judges=None, **blocks):
         setting = merged(SETTING, blocks)
         setting["judges"] = {**setting["judges"], "pretrained": judges}
-        off = {"images": {"run": []}, "molecules": {"run": []}}
-        config = {**off, "text_to_image": {"run": ["tiny"], "settings": {"tiny": setting}}}
-        return super().run(*targets, config=config, arguments=arguments)
+        return super().run(*targets, config=alone("text_to_image", {"tiny": setting}), arguments=arguments)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    checkout = TextCheckout(tmp_path_factory.mktemp("finished"))
-    done = checkout.run(*TARGETS)
-    assert done.returncode == 0, done.stderr[-5000:]
-    return checkout
+    return finished_run(TextCheckout(tmp_path_factory.mktemp("finished")), *TARGETS)
 
 
 def test_the_table_has_every_method_with_scores_and_true_accuracy(finished):

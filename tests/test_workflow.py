@@ -13,6 +13,8 @@ import torch
 import yaml
 from replicas import TINY_TEXT, TINY_UNET
 
+from graft.tasks import TASKS
+
 REPOSITORY = Path(__file__).parents[1]
 
 TINY_TRAINING = {"steps": 8, "batch_size": 32, "learning_rate": 1e-3, "ema_decay": 0.9}
@@ -135,6 +137,19 @@ def merged(base, change):
 def digits(**blocks):
     """A change of the digits' setting."""
     return {"images": {"settings": {"digits": blocks}}}
+
+
+def alone(task, settings):
+    """A change that runs these settings of one task, and nothing of the others."""
+    off = {other: {"run": []} for other in TASKS if other != task}
+    return {**off, task: {"run": list(settings), "settings": settings}}
+
+
+def finished_run(checkout, *targets):
+    """The checkout, once the targets are made."""
+    done = checkout.run(*targets)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return checkout
 
 
 class Checkout:

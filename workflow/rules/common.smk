@@ -15,7 +15,7 @@ from graft.configuration import check_config, check_references
 from graft.errors import UserError
 from graft.fingerprint import fingerprint
 from graft.plan import RewardPlan
-from graft.tasks import JUDGES, TASKS
+from graft.tasks import JUDGES, REWARD_TASKS, TASKS
 
 try:
     check_config(config, Path(workflow.basedir) / "workflow/schemas/config.yaml")
@@ -258,41 +258,6 @@ def shards_of(name, leaf):
     """Numbers of the shards of an image setting, such as those of its `sampling`."""
     return range(config["images"]["settings"][name][leaf]["shards"])
 
-
-REWARD_TASKS = {
-    "molecules": {
-        "category": "Molecules",
-        "table": "metrics by method",
-        "figure": "metrics, reward against reward calls, samples",
-        "headline": "reward",
-        "metrics": ["molecule_stability", "atom_stability", "validity", "uniqueness", "novelty"],
-        "relative": False,
-        "rollouts_compare": True,
-    },
-    "text_to_image": {
-        "category": "Text to image",
-        "table": "VQAScore and true accuracy by method",
-        "figure": "scores, reward against reward calls, pictures",
-        "headline": "vqascore",
-        "metrics": None,
-        "relative": False,
-        "rollouts_compare": False,
-    },
-    "layouts": {
-        "category": "Layouts",
-        "table": "alignment, overlap, maximum IoU and FD by method",
-        "figure": "metrics, reward against reward calls, pages",
-        "headline": "reward",
-        "metrics": None,
-        "relative": True,
-        "rollouts_compare": True,
-    },
-}
-"""How the table and the figure of each task with rewards are shown.
-
-headline: the metric whose gains stand in the table that people read. metrics: those of the figure's first panel, None
-for all but the reward; relative: as changes over the base. rollouts_compare: whether the rewards of rollouts, which train, compare with the evaluation's.
-"""
 
 TASKS_RUN = [task for task in TASKS if config[task]["run"]]
 TUNED_TASKS = [task for task in TASKS_RUN if all("tuning" in each for each in config[task]["settings"].values())]

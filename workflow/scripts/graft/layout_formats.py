@@ -227,9 +227,8 @@ def _coco_element(
             raise ValueError(f"its box {box} has a width or height that is not 0 or more")
         if not np.isfinite([left, top, right, bottom]).all():
             raise ValueError(f"its box {box} is not finite")
-        inside = min(left, top) >= -COCO_OVERHANG
-        inside &= right <= page_width + COCO_OVERHANG and bottom <= page_height + COCO_OVERHANG
-        if not inside:
+        beyond = max(-left, -top, right - page_width, bottom - page_height)
+        if beyond > COCO_OVERHANG:
             return page, classes[category], *[np.nan] * 4
         horizontal, vertical = _shares(left, right, page_width), _shares(top, bottom, page_height)
         return page, classes[category], horizontal[0], vertical[0], horizontal[1], vertical[1]

@@ -19,6 +19,42 @@ TASKS = {"images": "Images", "molecules": "Molecules", "text_to_image": "TextToI
 JUDGES = {"text_to_image": ("reward", "evaluation", "truth"), "layouts": ("features",)}
 """The networks that measure a task's samples, by the names that its `rewards` and `reference` know."""
 
+REWARD_TASKS = {
+    "molecules": {
+        "category": "Molecules",
+        "table": "metrics by method",
+        "figure": "metrics, reward against reward calls, samples",
+        "headline": "reward",
+        "metrics": ["molecule_stability", "atom_stability", "validity", "uniqueness", "novelty"],
+        "relative": False,
+        "rollouts_compare": True,
+    },
+    "text_to_image": {
+        "category": "Text to image",
+        "table": "VQAScore and true accuracy by method",
+        "figure": "scores, reward against reward calls, pictures",
+        "headline": "vqascore",
+        "metrics": None,
+        "relative": False,
+        "rollouts_compare": False,
+    },
+    "layouts": {
+        "category": "Layouts",
+        "table": "alignment, overlap, maximum IoU and FD by method",
+        "figure": "metrics, reward against reward calls, pages",
+        "headline": "reward",
+        "metrics": None,
+        "relative": True,
+        "rollouts_compare": True,
+    },
+}
+"""How the table and the figure of each task with rewards are shown.
+
+headline: the metric whose gains stand in the table that people read. metrics: those of the figure's first panel, None
+for all but the reward; relative: as changes over the base. rollouts_compare: whether the rewards of rollouts, which
+train, compare with the evaluation's.
+"""
+
 
 def load_task(name: str, points: dict[str, Any]) -> Any:
     """The task of a name, with the `points` block of its setting: how data become points of a model."""
