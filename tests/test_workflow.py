@@ -303,13 +303,12 @@ def test_leftovers_of_other_shards_and_seeds_are_not_read(copy):
     assert record["config"]["mirror"] == "http://127.0.0.1:1/data"
 
 
-def test_the_report_knows_what_the_command_line_changed(copy):
+@pytest.mark.parametrize(("options", "overlay"), [(["--config", "scale=x", "mirror=a b"], {}), ([], {"scale": "x"})])
+def test_the_report_knows_what_the_command_line_changed(copy, options, overlay):
     """The snakemake within must look for results where the one without has put them."""
     (copy.folder / "results/demo").rename(copy.folder / "results/x")
     (copy.folder / "results/x/report.html").unlink()
-    done = copy.run(
-        "results/x/report.html", arguments=["--rerun-triggers", "mtime", "--config", "scale=x", "mirror=a b"]
-    )
+    done = copy.run("results/x/report.html", config=overlay, arguments=["--rerun-triggers", "mtime", *options])
     assert done.returncode == 0, done.stderr
     assert "Molecules" in (copy.folder / "results/x/report.html").read_text()
     assert not (copy.folder / "results/demo").exists()

@@ -146,6 +146,12 @@ def adapter_of(wildcards):
     return task_setting("fine_tuning")(wildcards).get("adapter")
 
 
+def command_line_configfiles(wildcards):
+    """The overlays of --configfile, for a snakemake within; not the Snakefile's own, which would overlay them in turn."""
+    overlays = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
+    return ["--configfile", *overlays] if overlays else []
+
+
 def command_line_overrides(wildcards):
     """The entries of --config, for a snakemake within; not the mirror, of which a log must not show the password."""
     return [entry for entry in workflow.config_settings.config_args or [] if not entry.startswith("mirror=")]

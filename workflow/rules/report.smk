@@ -262,11 +262,11 @@ rule report:
         runtime=10,
     params:
         python=sys.executable,
-        configfiles=[os.path.relpath(path) for path in workflow.configfiles],
+        configfiles=command_line_configfiles,
         overrides=command_line_overrides,
         targets=[f"{kind}_{task}" for task in TASKS_RUN for kind in ("table", "figure")],
     shell:
-        "{params.python:q} -m snakemake --nolock --cores 1 --configfile {params.configfiles:q} "
+        "{params.python:q} -m snakemake --nolock --cores 1 {params.configfiles:q} "
         "--config {params.overrides:q} --report {output:q} -- {params.targets:q} record_provenance > {log:q} 2>&1"
 
 

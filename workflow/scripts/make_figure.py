@@ -11,8 +11,8 @@ def main(job):
     table = pd.read_csv(job.input.table)
     figure, panels = subplots_of_settings(len(job.params.settings))
     for name, (quality, pictures), path in zip(job.params.settings, panels, job.input.samples, strict=True):
-        rows = table[table["setting"].str.split().str[0] == name]
-        draw_quality(quality, rows[rows["metric"].str.startswith(("FD", "FID"))])
+        rows = table[(table["setting"].str.split().str[0] == name) & table["metric"].str.startswith(("FD", "FID"))]
+        draw_quality(quality, rows)
         draw_samples(pictures, rows, TensorFile(path))
     save(figure, job.output.png, job.output.pdf)
 

@@ -90,6 +90,8 @@ def draw_samples(axes: Axes, rows: pd.DataFrame, samples: TensorFile) -> None:
 
 
 def _compared(rows: pd.DataFrame) -> list[Chain]:
+    if rows["metric"].nunique() != 1:
+        raise ValueError(f"the best chain by which of {sorted(set(rows['metric']))}?")
     steps = int(rows.loc[rows["method"].str.startswith("inc"), "base_steps"].min())
     chosen = [Chain(steps), Chain(2 * steps)]
     for method in ("inc_straight", "inc_trigonometric"):
