@@ -96,7 +96,8 @@ class GaussianMixture:
     def cdf(self, x: Tensor) -> Tensor:
         """P(X <= x) (B,) at x (B, 1), for a mixture on the line."""
         weights, centres, variances = self._tables(x)
-        return torch.special.ndtr((x - centres.squeeze(1)) / variances.sqrt()) @ weights
+        # Weights add up to 1 but for rounding.
+        return (torch.special.ndtr((x - centres.squeeze(1)) / variances.sqrt()) @ weights).clamp(max=1)
 
     def mean(self) -> Tensor:
         """E[x], (D,)."""
@@ -113,3 +114,11 @@ class GaussianMixture:
     def _tilted_log_weights(self, slope: Tensor) -> Tensor:
         weights, centres, variances = self._tables(slope)
         return weights.log() + centres @ slope + variances * slope.square().sum() / 2
+
+
+PLANE = GaussianMixture(
+    weights=torch.tensor([0.5, 0.3, 0.2], dtype=torch.double),
+    centres=torch.tensor([[-1.5, -0.5], [1.2, 1.0], [0.8, -1.4]], dtype=torch.double),
+    variances=torch.tensor([0.25, 0.16, 0.36], dtype=torch.double),
+)
+"""The planar base of the checks."""
