@@ -14,15 +14,14 @@ import pytest
 import torch
 from torch import nn
 
+from graft.grids import Grid, total_variation
+from graft.mixture import PLANE
 from graft.objectives import denoising, stratified_times
 from graft.paths import PATHS
 from graft.rejection import Threshold
 from graft.sampling import Ddim, Stage, snapshots, uniform_times
 from graft.seeding import drawn_weights
 
-WEIGHTS = torch.tensor([0.5, 0.3, 0.2])
-CENTRES = torch.tensor([[-1.5, -0.5], [1.2, 1.0], [0.8, -1.4]])
-VARIANCES = torch.tensor([0.25, 0.16, 0.36])
 DIRECTION, LEAST = torch.tensor([0.6, 0.8]), -0.4
 STEPS = 120
 CUTS = [0.25, 0.5, 0.75]
@@ -36,38 +35,18 @@ def accepted(rewards, least):
     return torch.from_numpy(Threshold(least).accept(rewards.numpy(), np.random.default_rng(0)))
 
 
-def components(path, x, t):
-    """The mixture at times t (B,), at x (B, 2), component by component.
-
-    log of weight times density (B, 3), and mean (B, 3, 2) and variance (B, 3) of x_0 given x_t and the component.
-    """
-    alpha, sigma = path.alpha(t)[:, None], path.sigma(t)[:, None]
-    weights, centres, variances = (table.to(x.dtype) for table in (WEIGHTS, CENTRES, VARIANCES))
-    noisy = alpha**2 * variances + sigma**2
-    offset = x[:, None] - alpha[..., None] * centres
-    log_density = weights.log() - offset.square().sum(dim=2) / (2 * noisy) - (2 * math.pi * noisy).log()
-    mean = centres + (alpha * variances / noisy)[..., None] * offset
-    return log_density, mean, variances * sigma**2 / noisy
-
-
-def denoise(path, x, t):
-    """E[x_0 | x_t = x], (B, 2)."""
-    log_density, mean, _ = components(path, x, t)
-    return (log_density.softmax(dim=1)[..., None] * mean).sum(dim=1)
-
-
 def density(path, x, time):
     """p_t(x), (B,)."""
-    return components(path, x, torch.full((len(x),), time, dtype=x.dtype))[0].exp().sum(dim=1)
+    return PLANE.noised(path, time).log_density(x).exp()
 
 
 def acceptance(path, x, time):
     """E[A | x_t = x] (B,): how much of the posterior of x_0 lies beyond the threshold."""
     if time == 0:
         return (reward(x) >= LEAST).to(x.dtype)
-    log_density, mean, variance = components(path, x, torch.full((len(x),), time, dtype=x.dtype))
-    beyond = torch.special.ndtr((reward(mean) - LEAST) / variance.sqrt())
-    return (log_density.softmax(dim=1) * beyond).sum(dim=1)
+    posterior = PLANE.posterior(path, x, torch.full((len(x),), time, dtype=x.dtype))
+    beyond = torch.special.ndtr((reward(posterior.means) - LEAST) / posterior.variances.sqrt())
+    return (posterior.weights * beyond).sum(dim=1)
 
 
 def expected_acceptance(path, x_0, cut):
@@ -84,23 +63,9 @@ def expected_acceptance(path, x_0, cut):
 EXTENT = 4.0
 
 
-def grid_law(function, cells, points=6):
-    """Probabilities (cells, cells) of the cells of [-EXTENT, EXTENT]^2, from an unnormalised density (B, 2) -> (B,)."""
-    axis = EXTENT * (2 * (torch.arange(cells * points, dtype=torch.float64) + 0.5) / (cells * points) - 1)
-    values = function(torch.cartesian_prod(axis, axis)).reshape(cells, points, cells, points).sum(dim=(1, 3))
-    return values / values.sum()
-
-
-def histogram(x, cells):
-    """The shares (cells, cells) of samples (B, 2) in the same cells."""
-    edges = np.linspace(-EXTENT, EXTENT, cells + 1)
-    return torch.from_numpy(np.histogram2d(*x.double().numpy().T, bins=(edges, edges))[0] / len(x))
-
-
-def total_variation(samples, law):
-    """Between samples (B, 2) and a law on a grid, in [0, 1]; samples beyond the grid count in full."""
-    found = histogram(samples, len(law))
-    return ((found - law).abs().sum().item() + 1 - found.sum().item()) / 2
+def distance(samples, law):
+    """Total variation between samples (B, 2) and a law on a grid."""
+    return total_variation(Grid(EXTENT, len(law)).counts(samples) / len(samples), law)
 
 
 @cache
@@ -109,7 +74,8 @@ def laws(name, cut, cells):
     path = PATHS[name]
 
     def reweighted(time, factor):
-        return grid_law(lambda x: density(path, x, time) * factor(path, x), cells)
+        grid = Grid(EXTENT, cells)
+        return grid.law(density(path, grid.nodes(), time) * factor(path, grid.nodes()))
 
     return {
         "base": reweighted(0.0, lambda path, x: 1),
@@ -147,7 +113,7 @@ def rollouts(update, count):
 def exact(request):
     """The path's name, the exact base at eta = 1 and 80,000 of its rollouts, of which 42 % are accepted."""
     path = PATHS[request.param]
-    base = Ddim(partial(denoise, path), path, eta=1.0)
+    base = Ddim(partial(PLANE.denoise, path), path, eta=1.0)
     return request.param, base, rollouts(base, 80_000)
 
 
@@ -160,9 +126,9 @@ def test_graft_reaches_its_law(exact):
     name, _, states = exact
     law, x_0 = laws(name, 0.5, 16), states[0]
     chosen = x_0[accepted(reward(x_0), LEAST)]
-    assert total_variation(x_0, law["base"]) < BOUND
-    assert total_variation(chosen, law["graft"]) < BOUND
-    assert total_variation(chosen, law["p-graft"]) > 0.2
+    assert distance(x_0, law["base"]) < BOUND
+    assert distance(chosen, law["graft"]) < BOUND
+    assert distance(chosen, law["p-graft"]) > 0.2
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -172,11 +138,11 @@ def test_p_graft_reaches_its_laws(exact, cut):
     law = laws(name, cut, 16)
     x_c = states[cut][accepted(reward(states[0]), LEAST)]
     (x_0,) = snapshots(x_c, [stage(base, cut, 0)], draws(x_c, seed=2))
-    assert total_variation(x_c, law["accepted snapshots"]) < BOUND
-    assert total_variation(x_c, law["snapshots"]) > 0.15
-    assert total_variation(x_0, law["p-graft"]) < BOUND
-    assert total_variation(x_0, law["graft"]) > 0.06
-    assert total_variation(x_0, law["base"]) > 0.08
+    assert distance(x_c, law["accepted snapshots"]) < BOUND
+    assert distance(x_c, law["snapshots"]) > 0.15
+    assert distance(x_0, law["p-graft"]) < BOUND
+    assert distance(x_0, law["graft"]) > 0.06
+    assert distance(x_0, law["base"]) > 0.08
 
 
 @pytest.mark.parametrize(("cut", "share"), [(0.0, 1.0), (0.25, 0.73), (0.5, 0.39), (0.75, 0.20)])
@@ -216,7 +182,7 @@ class Tuned(nn.Module):
 
     def forward(self, x, t):
         features = torch.cat([x, t[:, None], t[:, None] / (t[:, None] + 0.1)], dim=1)
-        return denoise(self.path, x, t) + self.layers(features)
+        return PLANE.denoise(self.path, x, t) + self.layers(features)
 
 
 def fine_tuned(path, x_c, cut, steps=800):
@@ -249,6 +215,6 @@ def test_fine_tuned_above_the_cut_and_base_below(exact, cut, reached, other, bou
     noise = normal(10_000, 2, seed=4)
     x_c, x_0 = snapshots(noise, [stage(tuned, 1, cut), stage(base, cut, 0)], draws(noise, seed=5))
     law = laws(name, 0.5, 8)
-    assert total_variation(x_0, law[reached]) < bound
-    assert total_variation(x_0, law[other]) > 0.15
-    assert total_variation(x_c, law["accepted snapshots" if cut else "graft"]) < 0.07
+    assert distance(x_0, law[reached]) < bound
+    assert distance(x_0, law[other]) > 0.15
+    assert distance(x_c, law["accepted snapshots" if cut else "graft"]) < 0.07

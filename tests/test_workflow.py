@@ -50,6 +50,14 @@ TINY_TEXT_MODELS = {
 
 TINY = {
     "seeds": [0],
+    "theory": {
+        "rejection": {"samples": 10_000},
+        "plane": {
+            "samples": 256,
+            "corrector": {"step_counts": [2], "network": {"width": 8, "depth": 1}, "training": TINY_TRAINING},
+        },
+        "noises": {"samples": 64},
+    },
     "images": {
         "settings": {
             "digits": {
@@ -277,6 +285,44 @@ def test_provenance_says_what_a_reader_asks(demo):
     assert report["unconverged_share"] <= 0.01
     assert report["known_noise_error"] < 1e-3
     assert report["data_round_trip_error"] < 1e-4
+
+
+def test_inverted_noises_are_of_the_images_that_they_name(demo):
+    """The base takes them back to their images, but for the dequantisation, of standard deviation 0.1."""
+    from graft.networks.flows import load_network, velocity_of
+    from graft.sampling import flow_stage, sample
+    from graft.shards import TensorFile
+    from graft.tasks.images import load_images
+
+    folder, inverted = (
+        demo.folder / "results/demo/images/digits",
+        TensorFile(demo.folder / f"{INVERTED}/shard0.safetensors"),
+    )
+    points = sample(inverted.tensor("noise_4"), [flow_stage(velocity_of(load_network(folder / "base")), 4)])
+    images = load_images(folder / "data")[inverted.tensor("rows_4")].float() / 127.5 - 1
+    assert (points - images).std().item() == pytest.approx(0.1, abs=0.01)
+
+
+def test_the_theory_is_checked(demo):
+    """On the plane and on the trained models, whatever a run of tiny budgets has to say."""
+    finished_run(
+        demo, "results/demo/theory/rejection.csv", "results/demo/theory/plane.csv", f"{ONE_SEED}/noise_tests.csv"
+    )
+    folder = demo.folder / "results/demo"
+    laws = pd.read_csv(folder / "theory/rejection.csv")
+    assert {"TopK", "BestOf", "Exponential", "Threshold", "Threshold, one a key"} == set(laws["rule"])
+    assert laws["chi_square_p"].between(1e-4, 1).all()
+    frontier = pd.read_csv(folder / "theory/frontier.csv")
+    assert (frontier["expected_reward"] < frontier["frontier_reward"] + 1e-6).all()
+    plane = pd.read_csv(folder / "theory/plane.csv")
+    assert list(plane["corrector_steps"]) == [0, 2, 2]
+    assert (plane["noise_total_variation"] - plane["data_total_variation"]).abs().max() < 2e-3
+    tests = pd.read_csv(folder / "images/digits/seed0/noise_tests.csv").set_index("method")
+    assert list(tests.index) == ["data", "base", "inc_straight", "inc_trigonometric"]
+    assert (tests["samples"] == 64).all()
+    assert tests[["noise_accuracy", "data_accuracy"]].stack().between(0.2, 1).all()
+    assert tests.loc["data", "removed_share"] == 1
+    assert tests.loc["base", "removed_share"] == 0
 
 
 def test_leftovers_of_other_shards_and_seeds_are_not_read(copy):

@@ -265,6 +265,12 @@ def shards_of(name, leaf):
     return range(config["images"]["settings"][name][leaf]["shards"])
 
 
+def inverted_noises(wildcards):
+    """The files of all inversion shards of an image setting."""
+    folder = f"<results>/images/{wildcards.setting}/inverted"
+    return [f"{folder}/shard{shard}.safetensors" for shard in shards_of(wildcards.setting, "inversion")]
+
+
 TASKS_RUN = [task for task in TASKS if config[task]["run"]]
 TUNED_TASKS = [task for task in TASKS_RUN if all("tuning" in each for each in config[task]["settings"].values())]
 IMAGE_SETTINGS = config["images"]["run"]

@@ -38,10 +38,7 @@ rule invert_data:
 
 rule train_correctors:
     input:
-        noise=lambda wildcards: collect(
-            "<results>/images/{{setting}}/inverted/shard{shard}.safetensors",
-            shard=shards_of(wildcards.setting, "inversion"),
-        ),
+        noise=inverted_noises,
     output:
         model=directory("<results>/images/{setting}/seed{seed}/correctors/{path}"),
         timing="<results>/images/{setting}/seed{seed}/correctors/{path}_timing.json",

@@ -13,7 +13,7 @@ from graft.progress import progress
 from graft.sampling import flow_stage, sample
 from graft.seeding import Draw, chunked_normal, random_rows
 from graft.shards import shard_batches, write_tensors
-from graft.tasks.images import Images, load_images
+from graft.tasks.images import Images, load_images, repeated
 
 CHECKED = 256
 """At most so many known noises are sampled and inverted, and data sampled again, to check the round trips."""
@@ -47,6 +47,8 @@ def main(job):
         solved = torch.cat([inversion.converged(params.tolerance) for inversion in found]).cpu()
         noise = torch.cat([inversion.noise for inversion in found]).cpu()
         tensors[f"noise_{steps}"] = noise[solved]
+        # The image that each noise is of: noises of one image are not independent.
+        tensors[f"rows_{steps}"] = torch.cat([repeated(rows, *batch) for batch in batches])[solved]
 
         checked = min(CHECKED, params.batch_size, len(solved))
         few = solved.nonzero().squeeze(1)[:checked]

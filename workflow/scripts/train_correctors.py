@@ -2,32 +2,24 @@
 
 from pathlib import Path
 
+from graft.correctors import train_corrector
 from graft.files import write_json
 from graft.jobs import compute_of, identity_of, run
-from graft.networks.flows import build_network, velocity_of
-from graft.objectives import flow_matching
 from graft.paths import PATHS
 from graft.shards import ShardedTensor
 from graft.tables import write_csv
-from graft.training import TrainingSettings, train
 
 
 def main(job):
     compute, seed = compute_of(job), int(job.wildcards.seed)
     folder, checkpoints = Path(job.output.model), Path(job.params.checkpoints)
-    path, rates = PATHS[job.wildcards.path], {}
-
-    def loss(network, batch, generator):
-        return flow_matching(velocity_of(network), path, batch, generator)
-
+    rates = {}
     for steps in job.params.step_counts:
-        noises = ShardedTensor(job.input.noise, f"noise_{steps}")
-        network = build_network(job.params.network, noises.shape, seed=seed, run=steps)
-        log = train(
-            network,
-            [noises],
-            loss,
-            TrainingSettings(**job.params.training),
+        network, log = train_corrector(
+            ShardedTensor(job.input.noise, f"noise_{steps}"),
+            PATHS[job.wildcards.path],
+            job.params.network,
+            job.params.training,
             seed=seed,
             run=steps,
             compute=compute,

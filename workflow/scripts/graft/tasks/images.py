@@ -74,7 +74,12 @@ class Images:
         Each repetition of an image is dequantised anew, with the noise of (seed, draw).
         """
         noise = chunked_normal(seed, draw, start, stop, images.shape)
-        return self.encode(images[rows[torch.arange(start, stop) % len(rows)]], noise)
+        return self.encode(images[repeated(rows, start, stop)], noise)
+
+
+def repeated(rows: Tensor, start: int, stop: int) -> Tensor:
+    """Entries [start, stop) of the endless repetition of `rows`, (stop - start,)."""
+    return rows[torch.arange(start, stop) % len(rows)]
 
 
 def load_images(folder: str | Path, name: str = "images") -> ShardedTensor:

@@ -1,0 +1,85 @@
+# Needs: nothing, or inverted noises and their correctors. Makes: checks of what the methods rest on, against laws that
+# are known and on the trained models.
+
+
+rule check_rejection:
+    output:
+        laws="<results>/theory/rejection.csv",
+        frontier="<results>/theory/frontier.csv",
+    log:
+        "<logs>/check_rejection.log",
+    benchmark:
+        "<benchmarks>/check_rejection.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=1000,
+        runtime=30,
+    params:
+        seeds=config["seeds"],
+        samples=config["theory"]["rejection"]["samples"],
+        repetition=config["theory"]["rejection"]["repetition"],
+        code=code("check_rejection.py"),
+    script:
+        "../scripts/check_rejection.py"
+
+
+rule check_plane:
+    output:
+        "<results>/theory/plane.csv",
+    log:
+        "<logs>/check_plane.log",
+    benchmark:
+        "<benchmarks>/check_plane.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: config["compute"]["threads"]["default"]
+    resources:
+        gpu=0,
+        mem_mb=1000,
+        runtime=60,
+    params:
+        checkpoints=f"{RESULTS}/theory/checkpoints",
+        seeds=config["seeds"],
+        base_steps=config["theory"]["plane"]["base_steps"],
+        samples=config["theory"]["plane"]["samples"],
+        step_counts=config["theory"]["plane"]["corrector"]["step_counts"],
+        network=config["theory"]["plane"]["corrector"]["network"],
+        training=config["theory"]["plane"]["corrector"]["training"],
+        code=code("check_plane.py"),
+    script:
+        "../scripts/check_plane.py"
+
+
+rule compare_noises:
+    input:
+        noise=inverted_noises,
+        base="<results>/images/{setting}/base",
+        correctors=collect(
+            "<results>/images/{{setting}}/seed{{seed}}/correctors/{path}",
+            path=task_setting("corrector/paths"),
+        ),
+    output:
+        "<results>/images/{setting}/seed{seed}/noise_tests.csv",
+    log:
+        "<logs>/compare_noises/{setting}_seed{seed}.log",
+    benchmark:
+        "<benchmarks>/compare_noises/{setting}_seed{seed}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: config["compute"]["threads"]["default"]
+    resources:
+        gpu=config["compute"]["gpu"],
+        mem_mb=2000,
+        runtime=720,
+    params:
+        samples=config["theory"]["noises"]["samples"],
+        batch_size=task_setting("sampling/batch_size"),
+        paths=task_setting("corrector/paths"),
+        step_counts=task_setting("inversion/step_counts"),
+        corrector_steps=lambda wildcards: max(task_setting("corrector/step_counts")(wildcards)),
+        code=code("compare_noises.py"),
+    script:
+        "../scripts/compare_noises.py"
