@@ -126,7 +126,7 @@ def test_columns_of_the_final_tables():
 def test_markdown_and_latex_hold_the_same_cells(table, tmp_path):
     table = table.assign(method=table["method"].replace("inc", "inc_straight"))
     arguments = {"table": table, "index": ["contest", "method"], "contest": ["contest"]}
-    write_layouts(tmp_path / "table.md", tmp_path / "table.tex", **arguments)
+    write_layouts(tmp_path / "table.md", tmp_path / "table.tex", {"": arguments})
     markdown, latex = (tmp_path / "table.md").read_text(), (tmp_path / "table.tex").read_text()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
     assert cells[0] == ["contest", "method", "FD ↓", "recall ↑", "size"]
@@ -139,12 +139,24 @@ def test_markdown_and_latex_hold_the_same_cells(table, tmp_path):
     assert latex.isascii()
 
 
+def test_several_tables_stand_one_below_the_other_under_their_titles(table, tmp_path):
+    small, large = (
+        {"table": rows, "index": ["contest", "method"], "contest": ["contest"]} for rows in (table[:1], table)
+    )
+    write_layouts(tmp_path / "t.md", tmp_path / "t.tex", {"A few": small, "All of 100 %": large})
+    blocks = (tmp_path / "t.md").read_text().split("\n\n")
+    assert blocks[0::2] == ["## A few", "## All of 100 %"]
+    assert [len(block.splitlines()) for block in blocks[1::2]] == [3, 7]
+    latex = (tmp_path / "t.tex").read_text()
+    assert latex.count(r"\toprule") == 2
+    assert "% All of 100 %\n\\begin{tabular}" in latex
+
+
 def test_percentages_end_no_line_of_latex(table, tmp_path):
     """An unescaped % would make a comment of the rest of its row."""
     noted = table.assign(note="+5 %")
-    write_layouts(
-        tmp_path / "t.md", tmp_path / "t.tex", table=noted, index=["contest", "method", "note"], contest=["contest"]
-    )
+    arguments = {"table": noted, "index": ["contest", "method", "note"], "contest": ["contest"]}
+    write_layouts(tmp_path / "t.md", tmp_path / "t.tex", {"": arguments})
     assert r"+5 \% &" in (tmp_path / "t.tex").read_text()
 
 
@@ -157,7 +169,7 @@ def test_what_float32_leaves_of_a_zero_is_shown_as_zero(table):
 def test_missing_cells_are_empty(table, tmp_path):
     """Only one row has a size."""
     arguments = {"table": table, "index": ["contest", "method"], "contest": ["contest"]}
-    write_layouts(tmp_path / "table.md", tmp_path / "table.tex", **arguments)
+    write_layouts(tmp_path / "table.md", tmp_path / "table.tex", {"": arguments})
     assert "nan" not in (tmp_path / "table.md").read_text()
     assert "nan" not in (tmp_path / "table.tex").read_text()
 

@@ -41,13 +41,8 @@ def main(job):
         [name for plan in job.params.settings.values() for name in ["base", *plan["methods"]]]
     )
     laid_out = table.assign(ranked=models, **shown, **{name: table[name].map(note_text) for name in extras})
-    write_layouts(
-        job.output.markdown,
-        job.output.latex,
-        table=laid_out,
-        index=["setting", "method", *extras, *shown],
-        contest=["setting"],
-    )
+    arguments = {"table": laid_out, "index": ["setting", "method", *extras, *shown], "contest": ["setting"]}
+    write_layouts(job.output.markdown, job.output.latex, {"": arguments})
     write_csv(job.output.cost, costs)
     write_csv(job.output.curve, pd.DataFrame([row for name in job.params.settings for row in curve_of(job, name)]))
 

@@ -22,13 +22,12 @@ def main(job):
     with open(job.input.published) as file:
         table = with_published(table, yaml.safe_load(file), ["task", *ROW, "metric"])
     write_csv(job.output.csv, table[COLUMNS + [column for column in table if column not in COLUMNS]])
-    write_layouts(
-        job.output.markdown,
-        job.output.latex,
-        table=table.assign(ranked=table["method"] != "data"),
-        index=[*ROW, "gflops_per_image", "parameters"],
-        contest=["setting"],
-    )
+    arguments = {
+        "table": table.assign(ranked=table["method"] != "data"),
+        "index": [*ROW, "gflops_per_image", "parameters"],
+        "contest": ["setting"],
+    }
+    write_layouts(job.output.markdown, job.output.latex, {"": arguments})
     costs = pd.DataFrame([row for name, plan in plans.items() for row in costs_of(job, name, plan)])
     write_csv(job.output.cost, costs)
 

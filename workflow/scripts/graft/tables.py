@@ -87,14 +87,32 @@ NOTHING = 1e-6
 ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
 
 
-def write_layouts(markdown: str | os.PathLike, latex: str | os.PathLike, **arguments: Any) -> None:
-    """Write `layout(**arguments)` as a Markdown and as a LaTeX (booktabs) table."""
+def write_layouts(
+    markdown: str | os.PathLike, latex: str | os.PathLike, tables: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write tables one below the other, as Markdown and as LaTeX (booktabs).
+
+    tables: the arguments of `layout`, but for `bold`, by the title that stands above a table; none above that of "".
+    """
+    shown = [_titled(title, "## {}\n\n", _markdown(arguments)) for title, arguments in tables.items()]
     with atomic(markdown) as scratch:
-        scratch.write_text(layout(**arguments, bold="**{}**").to_markdown(index=False, disable_numparse=True) + "\n")
-    plain = layout(**arguments, bold="\\textbf{{{}}}")
+        scratch.write_text("\n".join(shown))
+    shown = [_titled(title, "% {}\n", _latex(arguments)) for title, arguments in tables.items()]
+    with atomic(latex) as scratch:
+        scratch.write_text("\n".join(shown))
+
+
+def _titled(title: str, heading: str, text: str) -> str:
+    return (heading.format(title) if title else "") + text
+
+
+def _markdown(arguments: Mapping[str, Any]) -> str:
+    return layout(**arguments, bold="**{}**").to_markdown(index=False, disable_numparse=True) + "\n"
+
+
+def _latex(arguments: Mapping[str, Any]) -> str:
     symbols = {"±": "$\\pm$", "↓": "$\\downarrow$", "↑": "$\\uparrow$", "×": "$\\times$", "_": "\\_", "%": "\\%"}
-    text = plain.style.hide(axis="index").to_latex(hrules=True)
+    text = layout(**arguments, bold="\\textbf{{{}}}").style.hide(axis="index").to_latex(hrules=True)
     for symbol, command in symbols.items():
         text = text.replace(symbol, command)
-    with atomic(latex) as scratch:
-        scratch.write_text(text)
+    return text
