@@ -260,6 +260,14 @@ def reward_plans(task, tuning=False):
     return {folder.split("/")[2]: plan.for_table() for folder, plan in reward_seeds(task, tuning)}
 
 
+def plain_methods(task):
+    """By setting, the methods of a task that are tuned on selected samples as they are: a rule, no de-duplication."""
+    return {
+        setting: [name for name, each in plan["methods"].items() if each.get("rule") and not each["deduplicate"]]
+        for setting, plan in reward_plans(task).items()
+    }
+
+
 def shards_of(name, leaf):
     """Numbers of the shards of an image setting, such as those of its `sampling`."""
     return range(config["images"]["settings"][name][leaf]["shards"])
@@ -273,6 +281,7 @@ def inverted_noises(wildcards):
 
 TASKS_RUN = [task for task in TASKS if config[task]["run"]]
 TUNED_TASKS = [task for task in TASKS_RUN if all("tuning" in each for each in config[task]["settings"].values())]
+REWARD_TASKS_RUN = [task for task in TASKS_RUN if task in REWARD_TASKS]
 IMAGE_SETTINGS = config["images"]["run"]
 
 

@@ -208,6 +208,72 @@ for task, shown in REWARD_TASKS.items():
             "../scripts/make_reward_figure.py"
 
 
+rule table_theory:
+    input:
+        rejection="<results>/theory/rejection.csv",
+        mixture="<results>/theory/mixture.csv",
+        cuts=expand("<results>/theory/{task}.csv", task=REWARD_TASKS_RUN),
+        plane="<results>/theory/plane.csv",
+        noises=expand(
+            "<results>/images/{setting}/seed{seed}/noise_tests.csv", setting=IMAGE_SETTINGS, seed=config["seeds"]
+        ),
+    output:
+        csv=report(
+            "<results>/tables/theory.csv",
+            caption="../report/table_theory.rst",
+            category="Theory",
+            labels={"kind": "table", "content": "laws, cuts, noises"},
+        ),
+        markdown="<results>/tables/theory.md",
+        latex="<results>/tables/theory.tex",
+    log:
+        "<logs>/table_theory.log",
+    benchmark:
+        "<benchmarks>/table_theory.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=1000,
+        runtime=10,
+    params:
+        plain={task: plain_methods(task) for task in REWARD_TASKS_RUN},
+        code=code("make_theory_table.py"),
+    script:
+        "../scripts/make_theory_table.py"
+
+
+rule figure_theory:
+    input:
+        table="<results>/tables/theory.csv",
+        frontier="<results>/theory/frontier.csv",
+    output:
+        png=report(
+            "<results>/figures/theory.png",
+            caption="../report/figure_theory.rst",
+            category="Theory",
+            labels={"kind": "figure", "content": "laws, cuts, noises"},
+        ),
+        pdf="<results>/figures/theory.pdf",
+    log:
+        "<logs>/figure_theory.log",
+    benchmark:
+        "<benchmarks>/figure_theory.tsv"
+    conda:
+        "../../envs/figures.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=1000,
+        runtime=10,
+    params:
+        plain={task: plain_methods(task) for task in REWARD_TASKS_RUN},
+        code=code("make_theory_figure.py"),
+    script:
+        "../scripts/make_theory_figure.py"
+
+
 rule record_provenance:
     input:
         tables=expand("<results>/tables/{task}.csv", task=TASKS_RUN),
@@ -243,9 +309,9 @@ rule record_provenance:
 
 rule report:
     input:
-        expand("<results>/tables/{task}.{suffix}", task=TASKS_RUN, suffix=["csv", "md", "tex"]),
+        expand("<results>/tables/{name}.{suffix}", name=[*TASKS_RUN, "theory"], suffix=["csv", "md", "tex"]),
         expand("<results>/tables/{task}_cost.csv", task=TASKS_RUN),
-        expand("<results>/figures/{task}.{suffix}", task=TASKS_RUN, suffix=["png", "pdf"]),
+        expand("<results>/figures/{name}.{suffix}", name=[*TASKS_RUN, "theory"], suffix=["png", "pdf"]),
         rules.record_provenance.output,
     output:
         "<results>/report.html",
@@ -264,7 +330,7 @@ rule report:
         python=sys.executable,
         configfiles=command_line_configfiles,
         overrides=command_line_overrides,
-        targets=[f"{kind}_{task}" for task in TASKS_RUN for kind in ("table", "figure")],
+        targets=[f"{kind}_{task}" for task in [*TASKS_RUN, "theory"] for kind in ("table", "figure")],
     shell:
         "{params.python:q} -m snakemake --nolock --cores 1 {params.configfiles:q} "
         "--config {params.overrides:q} --report {output:q} -- {params.targets:q} record_provenance > {log:q} 2>&1"

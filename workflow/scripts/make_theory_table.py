@@ -1,0 +1,136 @@
+"""Table of what the methods rest on: laws of accepted samples, bias and variance of cuts, noises and data corrected."""
+
+from pathlib import Path
+
+import pandas as pd
+from scipy.stats import combine_pvalues
+
+from graft.jobs import run
+from graft.tables import COLUMNS, summarise, write_csv, write_layouts
+
+CHAIN = ["method", "base_steps", "corrector_steps"]
+STATEMENTS = {
+    "rejection": {
+        "title": "1. Accepted samples follow the base, tilted by the reshaped reward",
+        "index": ["method"],
+        "metrics": [
+            "total_variation",
+            "total_variation_by_chance",
+            "chi_square_p",
+            "kl_closed",
+            "kl_law",
+            "kl_samples",
+            "expected_reward",
+            "reward_samples",
+        ],
+    },
+    "cuts": {
+        "title": "2. Bias and variance, level by level",
+        "index": ["task", "setting", "level"],
+        "metrics": ["conditional_variance", "kl", "pgraft_gain", "score_shift", "gain_over_base", "gain_over_control"],
+    },
+    "suggestions": {
+        "title": "2. The cut that is suggested before any fine-tuning, and the best one",
+        "index": ["task", "setting"],
+        "metrics": ["conditional_variance_non_decreasing", "suggested_cut", "best_cut"],
+    },
+    "noise": {
+        "title": "3. Correcting the noise corrects the data",
+        "index": ["task", "setting", *CHAIN],
+        "metrics": [
+            "noise_total_variation",
+            "data_total_variation",
+            "noise_accuracy",
+            "data_accuracy",
+            "noise_frechet",
+            "removed_share",
+        ],
+    },
+}
+"""What people read of each part of the table, of which the CSV holds more: a line for each `index`, and its metrics."""
+
+TUNED = ["score_shift", "gain_over_base", "gain_over_control"]
+"""Metrics of fine-tuned models, of which people read those of selected samples, not de-duplicated."""
+
+EXTRAS = ["statement", "setting", "level", "base_steps", "corrector_steps", "exact"]
+
+
+def main(job):
+    found = [accepted(job.input.rejection), known_cuts(job.input.mixture), *cuts_of(job), corrected(job.input.plane)]
+    if job.input.noises:
+        found.append(told_apart(job.input.noises))
+    table = pd.concat(found).assign(better="", paper=None, paper_source=None).reset_index(drop=True)
+    write_csv(job.output.csv, table.reindex(columns=[*COLUMNS, *EXTRAS]))
+    shown = {
+        each["title"]: arguments(job, table[table["statement"] == name], each) for name, each in STATEMENTS.items()
+    }
+    write_layouts(job.output.markdown, job.output.latex, shown)
+
+
+def arguments(job, rows, statement):
+    """A statement's part of the table as `graft.tables.layout` takes it; where several methods meet, the first."""
+    rows = rows[rows["metric"].isin(statement["metrics"]) & ~(rows["metric"].isin(TUNED) & ~chosen(job, rows))]
+    order = rows["metric"].map(statement["metrics"].index)
+    rows = rows.assign(order=order, ranked=False).sort_values("order", kind="stable")
+    return {"table": rows, "index": statement["index"], "contest": statement["index"]}
+
+
+def chosen(job, rows):
+    """(n,) bool: whether a row is of a method that was tuned on selected samples as they are, or of the mixture."""
+    plain = {(task, name, method) for task, of in job.params.plain.items() for name in of for method in of[name]}
+    keys = zip(rows["task"], rows["setting"], rows["method"], strict=True)
+    return [key in plain or key[0] == "mixture" for key in keys]
+
+
+def accepted(path):
+    """What each acceptance rule accepts on the mixture; p-values of the seeds are combined by Fisher's method."""
+    values = pd.read_csv(path)
+    values["method"] = values["rule"] + "(" + values["parameter"] + ")"
+    values = values.drop(columns=["rule", "parameter", *(name for name in values if name.endswith("_stderr"))])
+    samples = values.groupby("method")["samples"].mean().round().astype(int)
+    table = summarise(values.drop(columns="samples").melt(["seed", "method"], var_name="metric"), ["method", "metric"])
+    p = values.groupby("method")["chi_square_p"].apply(lambda each: combine_pvalues(each).pvalue)
+    combined = table["metric"] == "chi_square_p"
+    table.loc[combined, ["mean", "stderr"]] = [[p[name], None] for name in table.loc[combined, "method"]]
+    table = table.assign(samples=table["method"].map(samples), statement="rejection", task="mixture", setting="plane")
+    return table[table["mean"].notna()]  # a closed form is not known of every rule
+
+
+def known_cuts(path):
+    """Cuts on the mixture, where branching can be compared with the truth."""
+    table = pd.read_csv(path).rename(columns={"quantity": "metric"})
+    table = table.assign(statement=statement_of(table), task="mixture", setting="plane", method="exact")
+    return table.assign(mean=table["mean"].fillna(table["exact"]))
+
+
+def cuts_of(job):
+    """Cuts of each task's settings; a suggested or best cut is shown by its level, not by how good it is."""
+    for path in job.input.cuts:
+        table = pd.read_csv(path).rename(columns={"quantity": "metric"})
+        cut = table["metric"].isin(["suggested_cut", "best_cut"])
+        table = table.assign(statement=statement_of(table), mean=table["mean"].where(~cut, table["level"]))
+        yield table.assign(stderr=table["stderr"].where(~cut))
+
+
+def statement_of(table):
+    of_setting = table["metric"].isin(STATEMENTS["suggestions"]["metrics"])
+    return of_setting.map({True: "suggestions", False: "cuts"})
+
+
+def corrected(path):
+    """The planar sampler, whose laws are known in both spaces."""
+    table = summarise(pd.read_csv(path).melt(["seed", *CHAIN], var_name="metric"), [*CHAIN, "metric"])
+    return table.assign(statement="noise", task="mixture", setting="plane")
+
+
+def told_apart(paths):
+    """Two-sample tests of images and of their noises."""
+    found = [pd.read_csv(path).assign(seed=path.parent.name, setting=path.parents[1].name) for path in map(Path, paths)]
+    values = pd.concat(found)
+    values = values.drop(columns=[name for name in values if name.endswith("_stderr")])
+    keys = ["setting", *CHAIN, "samples"]
+    table = summarise(values.melt(["seed", *keys], var_name="metric"), [*keys, "metric"])
+    return table.assign(statement="noise", task="images")
+
+
+run(main, snakemake)
