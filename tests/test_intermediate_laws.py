@@ -14,15 +14,18 @@ import pytest
 import torch
 from torch import nn
 
+from graft.mixture import GaussianMixture
 from graft.objectives import denoising, stratified_times
 from graft.paths import PATHS
 from graft.rejection import Threshold
 from graft.sampling import Ddim, Stage, snapshots, uniform_times
 from graft.seeding import drawn_weights
 
-WEIGHTS = torch.tensor([0.5, 0.3, 0.2])
-CENTRES = torch.tensor([[-1.5, -0.5], [1.2, 1.0], [0.8, -1.4]])
-VARIANCES = torch.tensor([0.25, 0.16, 0.36])
+MIXTURE = GaussianMixture(
+    weights=torch.tensor([0.5, 0.3, 0.2], dtype=torch.double),
+    centres=torch.tensor([[-1.5, -0.5], [1.2, 1.0], [0.8, -1.4]], dtype=torch.double),
+    variances=torch.tensor([0.25, 0.16, 0.36], dtype=torch.double),
+)
 DIRECTION, LEAST = torch.tensor([0.6, 0.8]), -0.4
 STEPS = 120
 CUTS = [0.25, 0.5, 0.75]
@@ -36,38 +39,18 @@ def accepted(rewards, least):
     return torch.from_numpy(Threshold(least).accept(rewards.numpy(), np.random.default_rng(0)))
 
 
-def components(path, x, t):
-    """The mixture at times t (B,), at x (B, 2), component by component.
-
-    log of weight times density (B, 3), and mean (B, 3, 2) and variance (B, 3) of x_0 given x_t and the component.
-    """
-    alpha, sigma = path.alpha(t)[:, None], path.sigma(t)[:, None]
-    weights, centres, variances = (table.to(x.dtype) for table in (WEIGHTS, CENTRES, VARIANCES))
-    noisy = alpha**2 * variances + sigma**2
-    offset = x[:, None] - alpha[..., None] * centres
-    log_density = weights.log() - offset.square().sum(dim=2) / (2 * noisy) - (2 * math.pi * noisy).log()
-    mean = centres + (alpha * variances / noisy)[..., None] * offset
-    return log_density, mean, variances * sigma**2 / noisy
-
-
-def denoise(path, x, t):
-    """E[x_0 | x_t = x], (B, 2)."""
-    log_density, mean, _ = components(path, x, t)
-    return (log_density.softmax(dim=1)[..., None] * mean).sum(dim=1)
-
-
 def density(path, x, time):
     """p_t(x), (B,)."""
-    return components(path, x, torch.full((len(x),), time, dtype=x.dtype))[0].exp().sum(dim=1)
+    return MIXTURE.noised(path, time).log_density(x).exp()
 
 
 def acceptance(path, x, time):
     """E[A | x_t = x] (B,): how much of the posterior of x_0 lies beyond the threshold."""
     if time == 0:
         return (reward(x) >= LEAST).to(x.dtype)
-    log_density, mean, variance = components(path, x, torch.full((len(x),), time, dtype=x.dtype))
-    beyond = torch.special.ndtr((reward(mean) - LEAST) / variance.sqrt())
-    return (log_density.softmax(dim=1) * beyond).sum(dim=1)
+    posterior = MIXTURE.posterior(path, x, torch.full((len(x),), time, dtype=x.dtype))
+    beyond = torch.special.ndtr((reward(posterior.means) - LEAST) / posterior.variances.sqrt())
+    return (posterior.weights * beyond).sum(dim=1)
 
 
 def expected_acceptance(path, x_0, cut):
@@ -147,7 +130,7 @@ def rollouts(update, count):
 def exact(request):
     """The path's name, the exact base at eta = 1 and 80,000 of its rollouts, of which 42 % are accepted."""
     path = PATHS[request.param]
-    base = Ddim(partial(denoise, path), path, eta=1.0)
+    base = Ddim(partial(MIXTURE.denoise, path), path, eta=1.0)
     return request.param, base, rollouts(base, 80_000)
 
 
@@ -216,7 +199,7 @@ class Tuned(nn.Module):
 
     def forward(self, x, t):
         features = torch.cat([x, t[:, None], t[:, None] / (t[:, None] + 0.1)], dim=1)
-        return denoise(self.path, x, t) + self.layers(features)
+        return MIXTURE.denoise(self.path, x, t) + self.layers(features)
 
 
 def fine_tuned(path, x_c, cut, steps=800):
