@@ -26,6 +26,7 @@ include: "workflow/rules/select.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/noise_correction.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/theory.smk"
 include: "workflow/rules/report.smk"
 
 

@@ -82,7 +82,7 @@ TINY = {
                     for name, method in DEFAULTS["molecules"]["settings"]["enumerated"]["methods"].items()
                     if "iterations" in method
                 },
-                "evaluation": {"samples": 64, "branched": 16, "branches": 2},
+                "evaluation": {"samples": 64, "branched": 16, "branches": 2, "levels": [1.0]},
             }
         }
     },
@@ -94,7 +94,7 @@ TINY = {
                 "rollouts": {"samples": 64},
                 "fine_tuning": {"training": {"steps": 2, "batch_size": 16}, "adapter": {"rank": 2}},
                 "methods": {"ddpo": TINY_DDPO},
-                "evaluation": {"samples": 64, "branched": 16, "branches": 2},
+                "evaluation": {"samples": 64, "branched": 16, "branches": 2, "levels": [1.0]},
             }
         }
     },
@@ -116,7 +116,7 @@ TINY = {
                 "rollouts": {"samples": 64},
                 "fine_tuning": {"training": {"steps": 2, "batch_size": 16}},
                 "methods": {"ddpo": TINY_DDPO},
-                "evaluation": {"samples": 64, "branched": 16, "branches": 2},
+                "evaluation": {"samples": 64, "branched": 16, "branches": 2, "levels": [1.0]},
             }
         },
     },
