@@ -261,7 +261,7 @@ def test_selection_keeps_what_its_rules_say(finished):
 
 
 def test_branched_are_the_first_rollouts(finished):
-    """The same states to the last bit, the same rewards; a sample is its own only continuation."""
+    """The same states to the last bit, the same rewards; a sample is its own continuation, the last step draws none."""
     seed = finished.folder / FOLDER.format("own") / "seed0"
     branches, rollouts = TensorFile(seed / "branches.safetensors"), TensorFile(seed / "round1/base/shard0.safetensors")
     assert branches.tensor("levels").tolist() == [0, 0.25, 0.5, 1]
@@ -270,7 +270,8 @@ def test_branched_are_the_first_rollouts(finished):
     rewards, scores = branches.tensor("rewards").numpy(), finished.table(seed / "round1/base/scores0.csv")
     assert rewards.shape == (4, 16, 2)
     np.testing.assert_allclose(rewards[0], np.repeat(scores["reward"].to_numpy()[:16, None], 2, axis=1), rtol=1e-8)
-    assert (rewards[1:, :, 0] != rewards[1:, :, 1]).all()
+    np.testing.assert_allclose(rewards[1, :, 0], rewards[1, :, 1], rtol=1e-6)
+    assert (rewards[2:, :, 0] != rewards[2:, :, 1]).all()
     table = finished.table(TABLE).set_index(["setting", "method"])["fixed_share"]
     assert table["own", "graft"].iloc[0] == pytest.approx(1)
     assert table["own", "pgraft"].iloc[0] == pytest.approx(fixed_share(rewards[2], np.zeros(16)), rel=1e-6)
