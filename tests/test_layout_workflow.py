@@ -31,7 +31,7 @@ DRAWN = {
         "ddpo": {**TINY_DDPO, "clip": 0.2, "learning_rate": 1e-2},
     },
     "tuning": {"seed": 1000, "learning_rates": [1e-3]},
-    "evaluation": {"samples": 64, "shards": 1, "branched": 16, "branches": 2},
+    "evaluation": {"samples": 64, "shards": 1, "branched": 16, "branches": 2, "levels": [1.0]},
 }
 """Classes drawn with the boxes, tidiness as the reward."""
 

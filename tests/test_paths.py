@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from graft.paths import PATHS, conditional_sigma, sample_path
+from graft.paths import PATHS, conditional_sigma, sample_path, unit_information
 
 TIMES = torch.linspace(0, 1, 101, dtype=torch.float64)
 
@@ -104,3 +104,10 @@ def test_noise_over_an_interval_of_rounding_errors(path):
     s = torch.rand(10_000, generator=torch.Generator().manual_seed(0)) * 0.99
     assert conditional_sigma(path, s, s).max() < 0.01
     assert conditional_sigma(path, torch.nextafter(s, torch.ones(())), s).max() < 0.01
+
+
+@pytest.mark.parametrize(("name", "t"), [("straight", 0.25), ("trigonometric", 2 / math.pi * math.atan(1 / 3))])
+def test_information_of_a_standard_normal_coordinate(name, t):
+    """At alpha / sigma = 3 it is log(10) / 2; at the noise there is none."""
+    found = unit_information(PATHS[name], torch.tensor([t, 1.0], dtype=torch.float64))
+    assert found.tolist() == pytest.approx([math.log(10) / 2, 0], abs=1e-12)

@@ -41,6 +41,13 @@ def test_on_the_tuning_seed_the_control_has_the_learning_rate_of_the_method():
     assert tuned.control("graft_0p0001") == "self_0p0001"
 
 
+def test_snapshots_are_branched_at_the_cuts_and_the_levels_for_the_tuning_seed_at_the_cuts_alone():
+    levels = {"evaluation": {"levels": [0.25, 0.75, 1.0]}}
+    assert plan(METHODS, **levels).levels == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert plan(METHODS, seed=1000, **levels).levels == [0.0, 0.25, 0.5]
+    assert plan({"pgraft_50": METHODS["pgraft_50"]}, **levels).levels == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
 def test_only_the_snapshots_that_a_selection_needs_are_kept():
     found = plan(METHODS)
     assert found.stops("round1", "base") == {"base": [0.0, 0.25, 0.5]}

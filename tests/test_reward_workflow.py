@@ -10,6 +10,7 @@ import torch
 import yaml
 from test_workflow import REPOSITORY, TINY_DDPO, TINY_TRAINING, Checkout, failing, merged
 
+from graft.branching import fixed_share
 from graft.fine_tuning import tune_on_snapshots
 from graft.rollouts import SamplerSettings, roll_out
 from graft.seeding import ChunkedNormal, Draw
@@ -34,14 +35,15 @@ SETTING = {
         "ddpo": DDPO,
     },
     "tuning": {"seed": 1000, "learning_rates": [1e-3]},
-    "evaluation": {"samples": 128, "shards": 1, "branched": 16, "branches": 2},
+    "evaluation": {"samples": 128, "shards": 1, "branched": 16, "branches": 2, "levels": [0.25, 1.0]},
 }
 TASK = Molecules(**SETTING["points"])
 FOLDER = "results/demo/molecules/{}"
 TABLE = "results/demo/tables/molecules.csv"
 SCORES = f"{FOLDER}/seed0/round1/base/scores0.csv"
 SELECTED = f"{FOLDER}/seed0/round1/jobs0/selected.csv"
-TARGETS = ("table_molecules", "figure_molecules")
+STUDY = "results/demo/theory/molecules.csv"
+TARGETS = ("table_molecules", "figure_molecules", STUDY)
 
 SHARDED = merged(SETTING, {"data": {"shards": 2}, "rollouts": {"shards": 3}, "evaluation": {"shards": 2}})
 """The same in several shards."""
@@ -256,6 +258,61 @@ def test_selection_keeps_what_its_rules_say(finished):
     assert pgraft["copies"].sum() == 192
     for name, rows in selected.groupby("method"):
         np.testing.assert_array_equal(rows["reward"], scores.loc[rows["index"], "reward"], err_msg=name)
+
+
+def test_branched_are_the_first_rollouts(finished):
+    """The same states to the last bit, the same rewards; a sample is its own continuation, the last step draws none."""
+    seed = finished.folder / FOLDER.format("own") / "seed0"
+    branches, rollouts = TensorFile(seed / "branches.safetensors"), TensorFile(seed / "round1/base/shard0.safetensors")
+    assert branches.tensor("levels").tolist() == [0, 0.25, 0.5, 1]
+    for name in ("base.step0", "base.step2", "condition.atoms"):
+        assert torch.equal(branches.tensor(name), rollouts.tensor(name)[:16]), name
+    rewards, scores = branches.tensor("rewards").numpy(), finished.table(seed / "round1/base/scores0.csv")
+    assert rewards.shape == (4, 16, 2)
+    np.testing.assert_allclose(rewards[0], np.repeat(scores["reward"].to_numpy()[:16, None], 2, axis=1), rtol=1e-8)
+    np.testing.assert_allclose(rewards[1, :, 0], rewards[1, :, 1], rtol=1e-6)
+    assert (rewards[2:, :, 0] != rewards[2:, :, 1]).all()
+    table = finished.table(TABLE).set_index(["setting", "method"])["fixed_share"]
+    assert table["own", "graft"].iloc[0] == pytest.approx(1)
+    assert table["own", "pgraft"].iloc[0] == pytest.approx(fixed_share(rewards[2], np.zeros(16)), rel=1e-6)
+
+
+def test_the_score_shifts_above_the_cut_and_as_far_as_the_tuned_model_says(finished, cpu):
+    """eps = (x_t - alpha x_0) / sigma of the last round's model less the base's, at the snapshots of the base."""
+    seed = finished.folder / FOLDER.format("own") / "seed0"
+    shifts = finished.table(seed / "score_shift.csv").set_index(["method", "level"])["mean"]
+    assert sorted(shifts.index) == [
+        *(("ddpo", level) for level in (0.25, 0.5, 1.0)),
+        *(("graft", level) for level in (0.25, 0.5, 1.0)),
+        ("pgraft", 1.0),
+    ]
+    branches = TensorFile(seed / "branches.safetensors")
+    x, t, condition = branches.tensor("base.step2"), torch.full((16,), 0.5), branches.group("condition")
+    networks = (TASK.load_network(seed / "round2/jobs0/tuned/graft"), TASK.load_network(seed.parent / "base"))
+    tuned, base = (TASK.denoiser(network, condition)(x, t) for network in networks)
+    # At t = 0.5 of the straight path alpha and sigma are equal.
+    expected = (tuned - base).square().sum(dim=(1, 2)).mean().item()
+    assert expected > 0
+    assert shifts["graft", 0.5] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_study_of_cuts_has_every_quantity_beside_the_tables_gains(finished):
+    study, table = finished.table(STUDY), finished.table(TABLE)
+    assert set(study["setting"]) == {"tiny", "sharded", "own"}
+    own, gains = study[study["setting"] == "own"], table[(table["setting"] == "own") & (table["metric"] == "reward")]
+    for rule in ("TopK(k=1, m=3)", "BestOf(n=4)"):
+        of_rule = own[own["method"] == rule]
+        for quantity in ("kl", "kl_plug_in", "pgraft_gain", "elbow"):
+            assert of_rule.loc[of_rule["quantity"] == quantity, "level"].tolist() == [0, 0.25, 0.5, 1], quantity
+        (suggested,) = of_rule.loc[of_rule["quantity"] == "suggested_cut", "mean"]
+        assert suggested == of_rule.loc[of_rule["quantity"] == "elbow", "mean"].max()
+    variances = own[own["quantity"] == "conditional_variance"].set_index("level")["mean"]
+    assert variances[0.0] == 0 < variances[1.0]
+    gains = gains.set_index("method")[["over_base", "cut"]]
+    for name, row in own[own["quantity"] == "gain_over_base"].set_index("method").iterrows():
+        assert (row["mean"], row["level"]) == tuple(gains.loc[name]), name
+    (best,) = own.loc[own["quantity"] == "best_cut", "method"]
+    assert best == gains.loc[["graft", "pgraft"], "over_base"].idxmax()
 
 
 def test_a_second_run_does_nothing(finished):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from graft.errors import UserError
-from graft.rewards import check_failures, fixed_share, load_reward, per_sample
+from graft.rewards import check_failures, load_reward, per_sample
 
 KNOWN = ("stability", "qed")
 
@@ -85,27 +85,3 @@ def test_more_failures_than_allowed_end_the_job(failed, limit, ends):
         check_failures(rewards, limit)
     for part in (f"{failed * 10:.1f}%", "10 samples", "max_failed", f"{limit:.1%}"):
         assert part in str(error.value)
-
-
-@pytest.mark.parametrize("branches", [2, 8])
-def test_the_share_that_snapshots_fix_is_that_of_known_variances(branches):
-    """r = a u + b v, u of the snapshot and v of the continuation: a^2 / (a^2 + b^2)."""
-    rng = np.random.default_rng(0)
-    u, v = rng.normal(size=(4000, 1)), rng.normal(size=(4000, branches))
-    for a, b in ((1.0, 0.0), (2.0, 1.0), (1.0, 2.0), (0.0, 1.0)):
-        assert fixed_share(a * u + b * v, np.zeros(len(u))) == pytest.approx(a**2 / (a**2 + b**2), abs=0.04)
-
-
-def test_equal_rewards_have_no_variance_to_share():
-    assert fixed_share(np.ones((5, 3)), np.zeros(5)) is None
-
-
-def test_groups_of_one_snapshot_have_nothing_to_share():
-    assert fixed_share(np.random.default_rng(0).normal(size=(5, 3)), np.arange(5)) is None
-
-
-def test_what_differs_between_groups_is_no_share_of_the_snapshots():
-    rng, groups = np.random.default_rng(0), np.repeat(np.arange(1000), 4)
-    u, v = rng.normal(size=(4000, 1)), rng.normal(size=(4000, 8))
-    prompts = 10 * rng.normal(size=(1000, 1))[groups]
-    assert fixed_share(prompts + u + v, groups) == pytest.approx(0.5, abs=0.03)

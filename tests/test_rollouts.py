@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from graft.paths import StraightPath
-from graft.rollouts import SamplerSettings, chain, continue_from, roll_out
+from graft.rollouts import SamplerSettings, chain, continue_from, in_batches, noise_at, roll_out
 from graft.sampling import Ddim, Stage, sample, snapshots, uniform_times
 from graft.seeding import CHUNK, ChunkedNormal, Draw, chunked_rows
 
@@ -114,14 +114,10 @@ def test_snapshots_are_the_states_on_the_way_and_asking_for_them_changes_nothing
 @pytest.mark.parametrize("index", [1, 3, STEPS])
 def test_continuing_from_a_state_is_the_rest_of_the_rollout(cpu, index):
     """With the numbers that the rollout would have drawn next; every state lies in the task's subspace."""
-    states = draw(cpu, STEPS, stops=(index,)) if index < STEPS else {}
-    numbers = normal(0, 128)
-    start = Shifted().project(numbers(), condition(0, 128))
-    for _ in range(STEPS - index):
+    states, numbers = draw(cpu, STEPS, stops=(index,)), normal(0, 128)
+    for _ in range(1 + STEPS - index):
         numbers()
-    found = continue_from(
-        Shifted(), Model(0.5), states.get(index, start), index, settings(), condition(0, 128), numbers, cpu
-    )
+    found = continue_from(Shifted(), Model(0.5), states[index], index, settings(), condition(0, 128), numbers, cpu)
     assert torch.equal(found, draw(cpu, STEPS)[0])
     for state in (found, *states.values()):
         assert state.mean(dim=1).abs().max() < 1e-5
@@ -134,6 +130,25 @@ def test_a_sample_does_not_depend_on_its_batch(cpu, stop):
         parts = [draw(cpu, 3, stops=(3,), start=a, stop=b) for a, b in zip(starts, [*starts[1:], stop], strict=True)]
         for index in (0, 3):
             assert torch.equal(whole[index], torch.cat([part[index] for part in parts]))
+
+
+def test_batches_of_a_condition_draw_what_the_whole_draws(cpu):
+    """128 at a time, the last batch short; the numbers are those of the stream."""
+    found = list(in_batches(Shifted(), condition(0, 300), settings(), cpu, 0, Draw.ROLLOUT, 1))
+    assert [rows for rows, *_ in found] == [slice(0, 128), slice(128, 256), slice(256, 300)]
+    assert torch.equal(torch.cat([part["scale"] for _, part, _ in found]), condition(0, 300)["scale"])
+    whole = normal(0, 300)
+    for _ in range(2):
+        assert torch.equal(torch.cat([numbers() for *_, numbers in found]), whole())
+
+
+def test_noise_of_two_linear_denoisers_differs_as_they_do(cpu):
+    """x_0 = a x gives eps = (1 - (1 - t) a) x / t on the straight path."""
+    x, scale = draw(cpu, 0, stops=(6,))[6], {"scale": torch.ones(128)}
+    found = [noise_at(Shifted(), lambda x, t, a=a: a * x, x, 0.75, scale, cpu) for a in (0.9, 0.5)]
+    for a, noise in zip((0.9, 0.5), found, strict=True):
+        torch.testing.assert_close(noise, (1 - 0.25 * a) * x / 0.75)
+    torch.testing.assert_close(found[0] - found[1], -0.25 / 0.75 * 0.4 * x, rtol=1e-4, atol=1e-6)
 
 
 def test_a_stream_of_normal_numbers_goes_on_and_depends_on_seed_draw_and_index():

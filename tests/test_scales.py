@@ -99,7 +99,7 @@ def test_molecules_of_paper_scale_end_to_end(tmp_path):
             name: TINY_DDPO if "iterations" in method else {"rule": {"c": 0}} if method["rule"] else {}
             for name, method in methods.items()
         },
-        "evaluation": {"samples": 64, "shards": 1, "branched": 8, "branches": 2},
+        "evaluation": {"samples": 64, "shards": 1, "branched": 8, "branches": 2, "levels": [1.0]},
     }
     done = checkout.run(
         "table_molecules", "figure_molecules", config={"molecules": {"settings": {"qm9": tiny}}, "images": {"run": []}}
@@ -128,7 +128,7 @@ def test_text_to_image_of_paper_scale_end_to_end(tmp_path):
         "rollouts": {"samples": 128, "shards": 2},
         "fine_tuning": {"jobs": 2, "training": {"steps": 2, "batch_size": 4}, "adapter": {"rank": 2}},
         "methods": {name: TINY_DDPO for name, method in methods.items() if "iterations" in method},
-        "evaluation": {"samples": 64, "shards": 1, "branched": 8, "branches": 2},
+        "evaluation": {"samples": 64, "shards": 1, "branched": 8, "branches": 2, "levels": [1.0]},
     }
     done = checkout.run(
         "table_text_to_image",
@@ -174,7 +174,7 @@ def test_layouts_of_paper_scale_end_to_end(tmp_path):
         "methods": {
             name: TINY_DDPO for name, method in settings["publaynet"]["methods"].items() if "iterations" in method
         },
-        "evaluation": {"samples": 64, "shards": 1, "branched": 8, "branches": 2},
+        "evaluation": {"samples": 64, "shards": 1, "branched": 8, "branches": 2, "levels": [1.0]},
     }
     done = checkout.run(
         "table_layouts",

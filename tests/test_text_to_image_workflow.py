@@ -46,7 +46,7 @@ SETTING = {
         "ddpo": {**TINY_DDPO, "clip": 0.2, "learning_rate": 1e-3},
     },
     "tuning": {"seed": 1000, "learning_rates": [1e-3]},
-    "evaluation": {"samples": 64, "shards": 1, "branched": 16, "branches": 2},
+    "evaluation": {"samples": 64, "shards": 1, "branched": 16, "branches": 2, "levels": [1.0]},
 }
 FOLDER = "results/demo/text_to_image/tiny"
 SEED = f"{FOLDER}/seed0"

@@ -90,7 +90,7 @@ TINY = {
                     for name, method in DEFAULTS["molecules"]["settings"]["enumerated"]["methods"].items()
                     if "iterations" in method
                 },
-                "evaluation": {"samples": 64, "branched": 16, "branches": 2},
+                "evaluation": {"samples": 64, "branched": 16, "branches": 2, "levels": [1.0]},
             }
         }
     },
@@ -102,7 +102,7 @@ TINY = {
                 "rollouts": {"samples": 64},
                 "fine_tuning": {"training": {"steps": 2, "batch_size": 16}, "adapter": {"rank": 2}},
                 "methods": {"ddpo": TINY_DDPO},
-                "evaluation": {"samples": 64, "branched": 16, "branches": 2},
+                "evaluation": {"samples": 64, "branched": 16, "branches": 2, "levels": [1.0]},
             }
         }
     },
@@ -124,7 +124,7 @@ TINY = {
                 "rollouts": {"samples": 64},
                 "fine_tuning": {"training": {"steps": 2, "batch_size": 16}},
                 "methods": {"ddpo": TINY_DDPO},
-                "evaluation": {"samples": 64, "branched": 16, "branches": 2},
+                "evaluation": {"samples": 64, "branched": 16, "branches": 2, "levels": [1.0]},
             }
         },
     },

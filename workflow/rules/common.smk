@@ -212,6 +212,12 @@ def tuned_before(wildcards):
     return [] if wildcards.group == "base" or before == 0 else [f"{SEED}/round{before}/{{group}}/tuned"]
 
 
+def last_tuned(wildcards):
+    """The tuned models of every group after the last round."""
+    plan = plan_of(wildcards)
+    return [f"{SEED}/round{plan.rounds}/{group}/tuned" for group in plan.groups]
+
+
 def source_shards(pattern):
     """The files of all rollout shards that a round of a group selects from."""
 
@@ -238,9 +244,9 @@ def reward_seeds(task, tuning=False):
             yield f"<results>/{task}/{name}/seed{seed}", RewardPlan(setting_config, seed)
 
 
-def reward_metrics(task, tuning=False):
-    """The evaluation of every seed."""
-    return [f"{folder}/evaluation.json" for folder, _ in reward_seeds(task, tuning)]
+def of_reward_seeds(name, task, tuning=False):
+    """The files of this name of every seed, such as evaluation.json."""
+    return [f"{folder}/{name}" for folder, _ in reward_seeds(task, tuning)]
 
 
 def reward_costs(task, tuning=False):

@@ -103,11 +103,44 @@ rule evaluate_samples:
         "../scripts/evaluate_samples.py"
 
 
-rule evaluate_models:
+rule branch_snapshots:
     input:
         data="<results>/{task}/{setting}/data",
         base="<results>/{task}/{setting}/base",
-        rollouts="<results>/{task}/{setting}/seed{seed}/round1/base/shard0.safetensors",
+        judges=rewarding_judges,
+    output:
+        branches="<results>/{task}/{setting}/seed{seed}/branches.safetensors",
+        fixed_share="<results>/{task}/{setting}/seed{seed}/fixed_share.json",
+    log:
+        "<logs>/branch_snapshots/{task}_{setting}_seed{seed}.log",
+    benchmark:
+        "<benchmarks>/branch_snapshots/{task}_{setting}_seed{seed}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: config["compute"]["threads"]["default"]
+    resources:
+        gpu=config["compute"]["gpu"],
+        mem_mb=2000,
+        runtime=720,
+    params:
+        points=task_setting("points"),
+        sampler=task_setting("sampler"),
+        reward=reward_of,
+        reward_code=reward_code,
+        rollouts=task_setting("rollouts/samples"),
+        levels=of_plan("levels"),
+        branched=task_setting("evaluation/branched"),
+        branches=task_setting("evaluation/branches"),
+        precision=config["compute"]["precision"],
+        compile=config["compute"]["compile"],
+        code=task_code("branch_snapshots.py"),
+    script:
+        "../scripts/branch_snapshots.py"
+
+
+rule evaluate_models:
+    input:
+        data="<results>/{task}/{setting}/data",
         samples=final_shards,
         comparisons=comparison_shards,
         judges=judge_files,
@@ -127,15 +160,11 @@ rule evaluate_models:
         runtime=720,
     params:
         points=task_setting("points"),
-        sampler=task_setting("sampler"),
         reward=reward_of,
         judges=judges_of,
         reward_code=reward_code,
         groups=lambda wildcards: {"base": ["base"], **plan_of(wildcards).groups},
         comparisons=lambda wildcards: list(comparisons_of(wildcards)),
-        cuts=of_plan("cuts"),
-        branched=task_setting("evaluation/branched"),
-        branches=task_setting("evaluation/branches"),
         precision=config["compute"]["precision"],
         compile=config["compute"]["compile"],
         code=task_code("evaluate_models.py"),

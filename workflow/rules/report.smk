@@ -92,7 +92,8 @@ for task, shown in REWARD_TASKS.items():
         name:
             f"table_{task}"
         input:
-            metrics=reward_metrics(task),
+            metrics=of_reward_seeds("evaluation.json", task),
+            fixed_shares=of_reward_seeds("fixed_share.json", task),
             costs=list(reward_costs(task)),
             published="config/published.yaml",
         output:
@@ -137,7 +138,8 @@ for task, shown in REWARD_TASKS.items():
         name:
             f"tune_{task}"
         input:
-            metrics=reward_metrics(task, tuning=True),
+            metrics=of_reward_seeds("evaluation.json", task, tuning=True),
+            fixed_shares=of_reward_seeds("fixed_share.json", task, tuning=True),
             costs=list(reward_costs(task, tuning=True)),
             published="config/published.yaml",
         output:

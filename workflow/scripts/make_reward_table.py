@@ -95,7 +95,7 @@ def values_of(job, name):
 def notes_of(job, name, costs):
     """What stands beside each method of a setting: its cut and rule, what the cut fixes, what it accepted."""
     plan = job.params.settings[name]
-    shares = pd.DataFrame([read_json(folder / "evaluation.json")["fixed_share"] for _, folder in folders(job, name)])
+    shares = pd.DataFrame([read_json(folder / "fixed_share.json") for _, folder in folders(job, name)])
     data = Path(job.params.folder) / job.params.task / name / "data/data.json"
     shared = {"setting": name, "eta": plan["eta"], "data": read_json(data)["note"]}
     yield {**shared, "method": "base", "reward_calls": 0, "rounds": 0, "control": plan["controls"]["base"]}

@@ -129,11 +129,13 @@ def _check_rewards(place: str, setting: dict[str, Any], seeds: list[int]) -> Non
     for block in ("rollouts", "evaluation"):
         shards, samples = setting[block]["shards"], setting[block]["samples"]
         _check_shards(f"{place}.{block}", shards, samples, batch_size, "sampler.batch_size")
-    # What graft.shards.shard_batches gives to the first shard, whose snapshots are continued.
-    first = math.ceil(math.ceil(rollouts["samples"] / batch_size) / rollouts["shards"]) * batch_size
-    first, branched = min(first, rollouts["samples"]), setting["evaluation"]["branched"]
-    if branched > first:
-        raise UserError(f"{place}.evaluation.branched: {branched} is more than the {first} rollouts of the first shard")
+    branched = setting["evaluation"]["branched"]
+    if branched > rollouts["samples"]:
+        raise UserError(
+            f"{place}.evaluation.branched: {branched} is more than rollouts.samples = {rollouts['samples']}"
+        )
+    for number, level in enumerate(setting["evaluation"]["levels"]):
+        _check_on_grid(f"{place}.evaluation.levels.{number}", level, setting)
     for name, method in setting["methods"].items():
         check = _check_policy_gradient if "iterations" in method else _check_rejection
         check(f"{place}.methods.{name}", method, setting)
@@ -143,14 +145,19 @@ def _check_rejection(place: str, method: dict[str, Any], setting: dict[str, Any]
     # Here and not above: SciPy takes 0.3 s, which images alone need not wait for.
     from graft.rejection import rule_from
 
-    cut, steps = method["cut"], setting["sampler"]["steps"]
-    if abs(cut * steps - round(cut * steps)) > 1e-9:
-        raise UserError(f"{place}.cut: {cut} of {steps} sampler steps is no whole number of steps")
+    _check_on_grid(f"{place}.cut", method["cut"], setting)
     if method["rule"] is not None:
         try:
             rule_from(method["rule"])
         except UserError as error:
             raise UserError(f"{place}.rule: {error}") from error
+
+
+def _check_on_grid(place: str, share: float, setting: dict[str, Any]) -> None:
+    """Check that a share of the sampler's time grid is one of its points."""
+    steps = setting["sampler"]["steps"]
+    if abs(share * steps - round(share * steps)) > 1e-9:
+        raise UserError(f"{place}: {share} of {steps} sampler steps is no whole number of steps")
 
 
 def _check_policy_gradient(place: str, method: dict[str, Any], setting: dict[str, Any]) -> None:

@@ -25,7 +25,9 @@ BATCH_SIZES = {
     "draw_comparison": "comparisons.*.batch_size",
     "score_rollouts": "judges.batch_size",
     "fine_tune": "fine_tuning.training.batch_size, or, in the policy gradient, its batch_size or sampler.batch_size",
-    "evaluate_models": "judges.batch_size or sampler.batch_size",
+    "branch_snapshots": "sampler.batch_size or judges.batch_size",
+    "evaluate_models": "judges.batch_size",
+    "measure_score_shift": "sampler.batch_size",
 }
 """What to lower when a rule's job runs out of a GPU's memory."""
 

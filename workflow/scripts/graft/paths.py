@@ -129,3 +129,8 @@ def conditional_sigma(path: NoiseSchedule, t: Tensor, s: Tensor) -> Tensor:
     """
     kept = path.alpha(t) / path.alpha(s) * path.sigma(s)
     return (path.sigma(t) ** 2 - kept**2).clamp(min=0).sqrt()
+
+
+def unit_information(path: NoiseSchedule, t: Tensor) -> Tensor:
+    """Nats that x_t holds of a coordinate x_0 ~ N(0, 1): log(1 + alpha^2 / sigma^2) / 2, of t's shape; t > 0."""
+    return (path.alpha(t) / path.sigma(t)).square().log1p() / 2

@@ -47,6 +47,15 @@ class RewardPlan:
         """All cuts of the methods, ascending: one pass of rollouts serves them all."""
         return sorted({method.get("cut", 0.0) for method in self.methods.values()})
 
+    @property
+    def levels(self) -> list[float]:
+        """The noise levels, as shares of the time grid, whose snapshots are continued, ascending: 0 and every cut.
+
+        Besides those of `evaluation.levels`, but for the tuning seed, which needs no more than what a table shows.
+        """
+        extra = [] if self.seed == self.setting["tuning"]["seed"] else self.setting["evaluation"]["levels"]
+        return sorted({0.0, *self.cuts, *extra})
+
     def methods_of(self, group: str) -> dict[str, dict[str, Any]]:
         """The methods of a group, with their settings."""
         return {name: self.methods[name] for name in self.groups[group]}

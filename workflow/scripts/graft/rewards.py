@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from graft.errors import UserError, one_line
 
@@ -52,24 +51,6 @@ def _guarded(reward: Callable[..., float], number: int, sample: Sequence[Any]) -
         logger.warning("reward of sample %d: %s", number, value)
         return math.nan
     return value
-
-
-def fixed_share(rewards: np.ndarray, groups: np.ndarray) -> float | None:
-    """1 - E Var(r | x_c) / Var r, the share of the reward's variance within a group that snapshots x_c fix.
-
-    rewards (n, branches): of several independent continuations of each of n snapshots, NaN where there is none. groups
-    (n,): within which rewards are compared. Both variances are unbiased, so the share can fall slightly outside [0, 1].
-    None where all rewards of a group are equal, or no group has two snapshots.
-    """
-    within = np.nanmean(np.nanvar(rewards, axis=1, ddof=1))
-    means = pd.Series(np.nanmean(rewards, axis=1)).groupby(groups)
-    free = len(rewards) - means.ngroups
-    if not free:
-        return None
-    between = means.transform(lambda group: (group - group.mean()) ** 2).sum() / free
-    # The variance of the branches' means holds 1 / branches of the variance within.
-    total = between + within * (1 - 1 / rewards.shape[1])
-    return float(1 - within / total) if total > 0 else None
 
 
 def check_failures(rewards: np.ndarray, max_failed: float) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from graft.compute import Compute
 from graft.sampling import Ddim, Normal, Stage, Update, snapshots, uniform_times
+from graft.seeding import ChunkedNormal, Draw
+from graft.shards import shard_batches
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def roll_out(
     compute: Compute,
     stops: Sequence[int] = (),
 ) -> dict[int, Tensor]:
-    """States of one batch by grid index, (B, ...) each on the device: at 0, and at each of `stops`.
+    """States of one batch by grid index, (B, ...) each on the device: at 0, and at each of `stops` in [0, steps].
 
     above, below: networks on the device. condition: tensors (B, ...) on the device. normal: draws the initial noise
     first, then that of the steps.
@@ -64,8 +67,9 @@ def roll_out(
     updates = [Ddim(task.denoiser(network, condition), task.path, settings.eta) for network in (above, below)]
     stages = chain(*updates, cut, settings.steps, stops)
     ends = [round(stage.times[-1] * settings.steps) for stage in stages]
+    noise = projected()
     with compute.autocast():
-        states = dict(zip(ends, snapshots(projected(), stages, projected), strict=True))
+        states = {settings.steps: noise, **dict(zip(ends, snapshots(noise, stages, projected), strict=True))}
     return {index: states[index] for index in {0, *stops}}
 
 
@@ -84,3 +88,42 @@ def continue_from(
     stage = Stage(update, uniform_times(settings.steps)[::-1][: index + 1][::-1])
     with compute.autocast():
         return snapshots(x, [stage], lambda: task.project(normal(), condition))[-1]
+
+
+def noise_at(
+    task: Any,
+    network: Callable[..., Tensor],
+    x: Tensor,
+    time: float,
+    condition: dict[str, Tensor],
+    compute: Compute,
+) -> Tensor:
+    """The noise E[eps | x_t] (B, ...) that a network sees in states x (B, ...) at one time > 0, all on the device.
+
+    It is (x_t - alpha E[x_0 | x_t]) / sigma.
+    """
+    t = torch.full((len(x),), time, device=x.device, dtype=x.dtype)
+    with torch.no_grad(), compute.autocast():
+        x_0 = task.denoiser(network, condition)(x, t).float()
+    alpha, sigma = (float(level(t[0])) for level in (task.path.alpha, task.path.sigma))
+    return (x - alpha * x_0) / sigma
+
+
+def in_batches(
+    task: Any,
+    condition: dict[str, Tensor],
+    settings: SamplerSettings,
+    compute: Compute,
+    seed: int,
+    draw: Draw,
+    number: int,
+) -> Iterator[tuple[slice, dict[str, Tensor], Normal]]:
+    """What to draw samples 0, 1, ... with, one for each row of a condition: rows, condition and noise of each batch.
+
+    condition: tensors (n, ...) on the CPU; those of a batch are on the device. Noise is that of (seed, draw, number).
+    """
+    count = len(next(iter(condition.values())))
+    for start, stop in shard_batches(count, settings.batch_size, shard=0, shards=1):
+        part = {name: compute.to_device(value[start:stop]) for name, value in condition.items()}
+        noise = ChunkedNormal(seed, draw, number, start=start, stop=stop, shape=task.shape, device=compute.device)
+        yield slice(start, stop), part, noise
