@@ -5,15 +5,16 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from graft.jobs import compute_of, identity_of, run
+from graft.jobs import compute_of, fit, run
 from graft.seeding import drawn_weights
-from graft.tables import write_csv
 from graft.tasks.text_to_image import TextToImage
-from graft.training import TrainingSettings, train
 
 KL_WEIGHT = 1e-6
 """Of the divergence of a picture's latents from N(0, I), against the mean squared error of a pixel: next to nothing, to
 keep them bounded."""
+
+RUN = 2
+"""Number of its stream of random numbers."""
 
 MEASURED = 2048
 """Pictures on which the latents' scale is measured."""
@@ -22,28 +23,18 @@ MEASURED = 2048
 def main(job):
     task, compute = TextToImage(**job.params.points), compute_of(job)
     images, _ = task.training_data(job.input.data)
-    with drawn_weights(job.params.seed, run=2):
+    with drawn_weights(job.params.seed, RUN):
         network = AutoencoderKL(
             latent_channels=job.params.points["latent_channels"],
             sample_size=job.params.points["image_size"],
             **job.params.network,
         )
-    log = train(
-        network,
-        [images],
-        loss,
-        TrainingSettings(**job.params.training),
-        seed=job.params.seed,
-        run=2,
-        compute=compute,
-        checkpoint=Path(job.params.checkpoint),
-        identity=identity_of(job),
-    )
+    where = {"checkpoint": job.params.checkpoint, "folder": Path(job.output[0])}
+    fit(job, compute, network, [images], loss, job.params.training, run=RUN, **where)
     with torch.no_grad():
         latents = network.encode(compute.to_device(images[:MEASURED]) / 127.5 - 1).latent_dist.mean
     network.register_to_config(scaling_factor=1 / latents.std().item())
     network.save_pretrained(job.output[0])
-    write_csv(Path(job.output[0]) / "training.csv", log.curve)
     Path(job.params.checkpoint).unlink(missing_ok=True)
 
 

@@ -3,9 +3,7 @@
 from pathlib import Path
 
 from graft.files import write_json
-from graft.jobs import compute_of, identity_of, run, task_of
-from graft.tables import write_csv
-from graft.training import TrainingSettings, train
+from graft.jobs import compute_of, fit, run, task_of
 
 
 def main(job):
@@ -22,18 +20,8 @@ def main(job):
 def train_network(job, task, folder):
     parts = {"autoencoder": job.input.autoencoder[0]} if job.input.autoencoder else {}
     network = task.build_network(job.params.network, seed=job.params.seed, run=0, **parts)
-    log = train(
-        network,
-        task.training_data(job.input.data),
-        task.loss,
-        TrainingSettings(**job.params.training),
-        seed=job.params.seed,
-        run=0,
-        compute=compute_of(job),
-        checkpoint=Path(job.params.checkpoint),
-        identity=identity_of(job),
-    )
-    write_csv(folder / "training.csv", log.curve)
+    data, where = task.training_data(job.input.data), {"checkpoint": job.params.checkpoint, "folder": folder}
+    log = fit(job, compute_of(job), network, data, task.loss, job.params.training, run=0, **where)
     return network, log.seconds_per_step
 
 

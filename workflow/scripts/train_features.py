@@ -6,12 +6,13 @@ import torch
 
 from graft.errors import UserError
 from graft.files import read_json, write_json
-from graft.jobs import compute_of, identity_of, run
+from graft.jobs import compute_of, fit, run
 from graft.networks.classifier import ImageClassifier
 from graft.seeding import drawn_weights
-from graft.tables import write_csv
 from graft.tasks.images import Images, load_images
-from graft.training import TrainingSettings, train
+
+RUN = 1
+"""Number of its stream of random numbers."""
 
 CALIBRATION = 4096
 """Images that set the scale of the features."""
@@ -27,23 +28,13 @@ def main(job):
         noise = torch.randn(batch.shape, generator=rng, device=batch.device)
         return torch.nn.functional.cross_entropy(network(task.decode(task.encode(batch, noise))), targets)
 
-    with drawn_weights(job.params.seed, run=1):
+    with drawn_weights(job.params.seed, RUN):
         classes = int(labels[:].max()) + 1
         network = ImageClassifier(in_channels=images.shape[0], classes=classes, **job.params.network)
-    log = train(
-        network,
-        [images, labels],
-        loss,
-        TrainingSettings(**job.params.training),
-        seed=job.params.seed,
-        run=1,
-        compute=compute,
-        checkpoint=Path(job.params.checkpoint),
-        identity=identity_of(job),
-    )
+    where = {"checkpoint": job.params.checkpoint, "folder": folder}
+    fit(job, compute, network, [images, labels], loss, job.params.training, run=RUN, **where)
     network.calibrate(compute.to_device(images[:CALIBRATION]))
     network.save_pretrained(folder)
-    write_csv(folder / "training.csv", log.curve)
     batches = torch.arange(len(images)).split(CALIBRATION)
     with torch.no_grad():
         guesses = torch.cat([network(compute.to_device(images[rows])).argmax(dim=1).cpu() for rows in batches])

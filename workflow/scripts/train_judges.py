@@ -9,14 +9,12 @@ from torch.nn.functional import cross_entropy
 
 from graft.compositions import COLOURS, COMPOSITIONS, DIGITS, Composition, contradiction, object_crops, parse
 from graft.files import write_json
-from graft.jobs import compute_of, identity_of, run
+from graft.jobs import compute_of, fit, run
 from graft.networks.classifier import ImageClassifier
 from graft.networks.scorer import QuestionScorer, question_loss
 from graft.seeding import Draw, drawn_weights, numpy_generator
 from graft.shards import load_prepared
-from graft.tables import write_csv
 from graft.tasks.text_to_image import WORDS, texts
-from graft.training import TrainingSettings, train
 
 HALVES = {"reward": 0, "evaluation": 1}
 """Each scorer's training pictures, by the remainder of their row modulo 2: other pictures, in other handwriting."""
@@ -69,7 +67,7 @@ def train_scorer(job, compute, name, pictures, wrong):
     contradicted = torch.stack([network.tokens([other.caption for other in others]) for others in wrong])
     mine, held_out = torch.arange(len(words)) % 2 == HALVES[name], pictures.held_out
     data = [array[mine & ~held_out] for array in (pictures.images, words, contradicted)]
-    fit(job, compute, name, "scorer", network, data, question_loss)
+    fit_judge(job, compute, name, "scorer", network, data, question_loss)
     images = pictures.images[held_out]
     accepted = evaluate(compute, network, images, words[held_out]) > 0
     rejected = evaluate(compute, network, images, contradicted[held_out, 0]) <= 0
@@ -111,7 +109,8 @@ def train_classifier(job, compute, name, pictures):
     held_out = pictures.held_out.repeat_interleave(counts)
     with drawn_weights(job.params.seed, RUNS[name]):
         network = ImageClassifier(in_channels=1, classes=len(DIGITS), **job.params.network["classifier"])
-    fit(job, compute, name, "classifier", network, [tiles[~held_out], digits[~held_out]], classification_loss)
+    data = [tiles[~held_out], digits[~held_out]]
+    fit_judge(job, compute, name, "classifier", network, data, classification_loss)
     guesses = evaluate(compute, network, tiles[held_out]).argmax(dim=1)
     return {"digit_accuracy": (guesses == digits[held_out]).double().mean().item()}
 
@@ -120,22 +119,12 @@ def classification_loss(network, tiles, digits, generator):
     return cross_entropy(network(tiles), digits)
 
 
-def fit(job, compute, name, kind, network, data, loss):
-    """Train a network on arrays of the same length, and save it with its loss curve."""
+def fit_judge(job, compute, name, kind, network, data, loss):
+    """Train a network on arrays of the same length, and save it."""
     folder = Path(job.output[0]) / name
-    log = train(
-        network,
-        data,
-        loss,
-        TrainingSettings(**job.params.training[kind]),
-        seed=job.params.seed,
-        run=RUNS[name],
-        compute=compute,
-        checkpoint=Path(job.params.checkpoints) / f"{name}.safetensors",
-        identity=identity_of(job),
-    )
+    where = {"checkpoint": Path(job.params.checkpoints) / f"{name}.safetensors", "folder": folder}
+    fit(job, compute, network, data, loss, job.params.training[kind], run=RUNS[name], **where)
     network.save_pretrained(folder)
-    write_csv(folder / "training.csv", log.curve)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,41 @@ def compute_of(snakemake: Any):
         snakemake.params.get("precision", "fp32"),
         snakemake.params.get("compile", False),
     )
+
+
+def fit(
+    snakemake: Any,
+    compute: Any,
+    network: Any,
+    data: Sequence[Any],
+    loss: Callable[..., Any],
+    training: dict[str, Any],
+    *,
+    run: int,
+    checkpoint: str | Path,
+    folder: Path,
+) -> Any:
+    """Train a job's network in place, with the `seed` of its params, and write `training.csv` into a folder; its log.
+
+    training: the fields of `graft.training.TrainingSettings`. The rest: see `graft.training.train`, whose errors it
+    raises. A job that was killed goes on from the checkpoint.
+    """
+    from graft.tables import write_csv
+    from graft.training import TrainingSettings, train
+
+    log = train(
+        network,
+        data,
+        loss,
+        TrainingSettings(**training),
+        seed=snakemake.params.seed,
+        run=run,
+        compute=compute,
+        checkpoint=Path(checkpoint),
+        identity=identity_of(snakemake),
+    )
+    write_csv(folder / "training.csv", log.curve)
+    return log
 
 
 def task_of(snakemake: Any) -> Any:
