@@ -166,6 +166,14 @@ def test_what_float32_leaves_of_a_zero_is_shown_as_zero(table):
     assert wide["FD ↓"].str.startswith("0").all()
 
 
+def test_lines_stay_in_the_order_of_the_table(table):
+    """Not in that in which the values of each column first appear."""
+    levels = pd.DataFrame({"setting": ["a", "a", "b", "b", "b"], "level": [0.1, 0.4, 0.1, 0.2, 0.4]})
+    levels = levels.assign(metric="kl", better="", mean=1.0, stderr=0.1, ranked=False)
+    wide = layout(levels, index=["setting", "level"], contest=["setting"], bold="{}")
+    assert wide["level"].tolist() == levels["level"].tolist()
+
+
 def test_missing_cells_are_empty(table, tmp_path):
     """Only one row has a size."""
     arguments = {"table": table, "index": ["contest", "method"], "contest": ["contest"]}

@@ -12,6 +12,7 @@ from graft.theory_figures import (
     draw_cuts,
     draw_divergences,
     draw_frontier,
+    draw_key,
     draw_laws,
     draw_plane,
     draw_two_sample_tests,
@@ -19,13 +20,16 @@ from graft.theory_figures import (
 
 COLUMNS = 3
 
+BRANCHED = ("mixture", "plane, branched")
+
 
 def main(job):
     table, frontier = pd.read_csv(job.input.table), pd.read_csv(job.input.frontier)
     part = dict(list(table.groupby("statement", sort=False)))
     cuts = list(pd.concat([part["cuts"], part["suggestions"]]).groupby(["task", "setting"], sort=False))
+    cuts = [(names, rows) for names, rows in cuts if names != BRANCHED]  # beside the truth in the table
     tests = list(part["noise"][part["noise"]["task"] == "images"].groupby("setting", sort=False))
-    heights = [1, rows_of(len(cuts)), rows_of(1 + len(tests))]
+    heights = [1, rows_of(len(cuts) + 1), rows_of(1 + len(tests))]
     figure, panels = pyplot.subplots(sum(heights), COLUMNS, figsize=(13, 3.7 * sum(heights)), layout="constrained")
     laws, middle, last = (rows.ravel() for rows in np.split(panels, np.cumsum(heights)[:-1]))
     draw_frontier(laws[0], frontier)
@@ -34,11 +38,12 @@ def main(job):
     for axes, ((task, setting), rows) in zip(middle, cuts, strict=False):
         plain = job.params.plain.get(task, {}).get(setting)
         draw_cuts(axes, *curves_and_gains(rows, plain), title=f"{task}: {setting}")
+    draw_key(middle[len(cuts)], middle[0])
     draw_plane(last[0], part["noise"][part["noise"]["task"] == "mixture"])
     for axes, (setting, rows) in zip(last[1:], tests, strict=False):
         draw_two_sample_tests(axes, rows, f"images: {setting}")
     for axes in panels.ravel():
-        axes.set_visible(axes.has_data())
+        axes.set_visible(axes.has_data() or axes.get_legend() is not None)
     save(figure, job.output.png, job.output.pdf)
 
 

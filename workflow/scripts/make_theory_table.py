@@ -52,7 +52,13 @@ STATEMENTS = {
 TUNED = ["score_shift", "gain_over_base", "gain_over_control"]
 """Metrics of fine-tuned models, of which people read those of selected samples, not de-duplicated."""
 
-EXTRAS = ["statement", "setting", "level", "base_steps", "corrector_steps", "exact"]
+EXTRAS = ["statement", "setting", "level", "base_steps", "corrector_steps"]
+
+ROUNDING = 1e-9
+"""Standard errors relative to the mean below which there are none."""
+
+METHOD = "TopK(k=1, m=4)"
+"""The rule that the mixture's cuts are studied under."""
 
 
 def main(job):
@@ -60,6 +66,8 @@ def main(job):
     if job.input.noises:
         found.append(told_apart(job.input.noises))
     table = pd.concat(found).assign(better="", paper=None, paper_source=None).reset_index(drop=True)
+    # Of what no seed enters, rounding is all that varies.
+    table["stderr"] = table["stderr"].where(table["stderr"] > ROUNDING * table["mean"].abs())
     write_csv(job.output.csv, table.reindex(columns=[*COLUMNS, *EXTRAS]))
     shown = {
         each["title"]: arguments(job, table[table["statement"] == name], each) for name, each in STATEMENTS.items()
@@ -70,37 +78,41 @@ def main(job):
 def arguments(job, rows, statement):
     """A statement's part of the table as `graft.tables.layout` takes it; where several methods meet, the first."""
     rows = rows[rows["metric"].isin(statement["metrics"]) & ~(rows["metric"].isin(TUNED) & ~chosen(job, rows))]
-    order = rows["metric"].map(statement["metrics"].index)
-    rows = rows.assign(order=order, ranked=False).sort_values("order", kind="stable")
-    return {"table": rows, "index": statement["index"], "contest": statement["index"]}
+    index, places = statement["index"], {name: place for place, name in enumerate(statement["metrics"])}
+    rows = rows.assign(place=rows["metric"].map(places), part=rows.groupby(index[:2], sort=False).ngroup())
+    rows = rows.sort_values(["place", "part", "level"], kind="stable")
+    shown = {name: rows[name].map(lambda value: value if isinstance(value, str) else f"{value:g}") for name in index}
+    return {"table": rows.assign(ranked=False, **shown), "index": index, "contest": index}
 
 
 def chosen(job, rows):
     """(n,) bool: whether a row is of a method that was tuned on selected samples as they are, or of the mixture."""
     plain = {(task, name, method) for task, of in job.params.plain.items() for name in of for method in of[name]}
     keys = zip(rows["task"], rows["setting"], rows["method"], strict=True)
-    return [key in plain or key[0] == "mixture" for key in keys]
+    return pd.Series([key in plain or key[0] == "mixture" for key in keys], index=rows.index, dtype=bool)
 
 
 def accepted(path):
     """What each acceptance rule accepts on the mixture; p-values of the seeds are combined by Fisher's method."""
     values = pd.read_csv(path)
-    values["method"] = values["rule"] + "(" + values["parameter"] + ")"
-    values = values.drop(columns=["rule", "parameter", *(name for name in values if name.endswith("_stderr"))])
-    samples = values.groupby("method")["samples"].mean().round().astype(int)
-    table = summarise(values.drop(columns="samples").melt(["seed", "method"], var_name="metric"), ["method", "metric"])
-    p = values.groupby("method")["chi_square_p"].apply(lambda each: combine_pvalues(each).pvalue)
-    combined = table["metric"] == "chi_square_p"
-    table.loc[combined, ["mean", "stderr"]] = [[p[name], None] for name in table.loc[combined, "method"]]
-    table = table.assign(samples=table["method"].map(samples), statement="rejection", task="mixture", setting="plane")
-    return table[table["mean"].notna()]  # a closed form is not known of every rule
+    values = values.assign(method=values["rule"] + " (" + values["parameter"] + ")").drop(columns=["rule", "parameter"])
+    of_method = values.groupby("method", sort=False)
+    samples = of_method["samples"].mean().round().astype(int)
+    combined = of_method["chi_square_p"].apply(lambda each: combine_pvalues(each).pvalue)
+    measured = values.drop(columns=["samples", "chi_square_p", *(name for name in values if name.endswith("_stderr"))])
+    table = summarise(measured.melt(["seed", "method"], var_name="metric"), ["method", "metric"])
+    tests = pd.DataFrame({"metric": "chi_square_p", "mean": combined, "seeds": of_method.size()}).reset_index()
+    table = pd.concat([table.dropna(subset="mean"), tests])  # not of every rule is a closed form known
+    return table.assign(samples=table["method"].map(samples), statement="rejection", task="mixture", setting="plane")
 
 
 def known_cuts(path):
     """Cuts on the mixture, where branching can be compared with the truth."""
-    table = pd.read_csv(path).rename(columns={"quantity": "metric"})
-    table = table.assign(statement=statement_of(table), task="mixture", setting="plane", method="exact")
-    return table.assign(mean=table["mean"].fillna(table["exact"]))
+    found = pd.read_csv(path).rename(columns={"quantity": "metric"})
+    found = found.assign(statement=statement_of(found), task="mixture", method=METHOD)
+    exact = found.drop(columns=["mean", "stderr"]).rename(columns={"exact": "mean"}).assign(setting="plane, exact")
+    branched = found.drop(columns="exact").assign(setting="plane, branched")
+    return pd.concat([exact, branched]).dropna(subset="mean")
 
 
 def cuts_of(job):

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from graft.branching import conditional_variances, elbow, estimate, tilts
+from graft.branching import conditional_variances, elbow, estimate, is_non_decreasing, tilts
 from graft.grids import Grid
 from graft.jobs import run
 from graft.mixture import PLANE
@@ -49,6 +49,11 @@ def estimates(cuts, seed):
         for level, truth, values in zip(LEVELS, exact[quantity], contributions, strict=True):
             mean, stderr = estimate(values, groups)
             yield {"quantity": quantity, "level": level, "exact": truth, "mean": mean, "stderr": stderr}
+    rises = {
+        "exact": int(all(np.diff(exact["conditional_variance"]) >= 0)),
+        "mean": int(is_non_decreasing(found["conditional_variance"], groups)),
+    }
+    yield {"quantity": "conditional_variance_non_decreasing", **rises}
     information = unit_information(EXACT.path, torch.tensor(LEVELS).clamp(min=FIRST)).numpy()
     truth, _ = elbow(np.array(exact["kl"])[:, None], information, np.zeros(1))
     elbows, errors = elbow(found["kl"], information, groups)

@@ -79,7 +79,9 @@ def layout(table: pd.DataFrame, index: Sequence[str], contest: Sequence[str], bo
 
     shown = table.assign(text=table.apply(text, axis=1), heading=table["metric"] + table["better"].map(ARROWS))
     wide = shown.pivot_table(index=list(index), columns="heading", values="text", aggfunc="first", sort=False)
-    return wide.fillna("").reset_index().rename_axis(columns=None)
+    # A pivot orders lines by each column in turn.
+    lines = shown[list(index)].drop_duplicates()
+    return lines.merge(wide.fillna("").reset_index().rename_axis(columns=None), on=list(index))
 
 
 NOTHING = 1e-6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 RULES = {
     "TopK": {"color": "#0072b2", "marker": "s", "label": "top k of 16"},
@@ -51,7 +52,7 @@ def draw_laws(axes: Axes, rows: pd.DataFrame) -> None:
         axes.errorbar(
             wide[name], places + shift, xerr=errors[name], fmt="o", color=colour, markersize=4, capsize=2, label=label
         )
-    texts = [f"{method}\np = {p:.2g}" for method, p in wide["chi_square_p"].items()]
+    texts = [f"{method.replace(' (', chr(10) + '(')}, p = {p:.2g}" for method, p in wide["chi_square_p"].items()]
     axes.set_yticks(places, texts, fontsize=6)
     axes.invert_yaxis()
     axes.set(xlabel="total variation")
@@ -108,7 +109,6 @@ def draw_cuts(axes: Axes, rows: pd.DataFrame, gains: pd.DataFrame, title: str) -
         if metric in marks:
             axes.axvline(marks[metric], color="#444444", linestyle=style, linewidth=1, label=metric.replace("_", " "))
     axes.set(xlabel="cut, noise level t", ylabel="relative to the largest", ylim=(-0.08, 1.15))
-    axes.legend(fontsize=6, loc="center right")
     if len(gains):
         right = axes.twinx()
         right.errorbar(
@@ -117,6 +117,16 @@ def draw_cuts(axes: Axes, rows: pd.DataFrame, gains: pd.DataFrame, title: str) -
         right.axhline(0, color=GAIN, linewidth=0.5)
         right.set_ylabel("gain over the base", color=GAIN)
         right.tick_params(axis="y", colors=GAIN)
+
+
+def draw_key(axes: Axes, cuts: Axes) -> None:
+    """The key of the panels that `draw_cuts` draws, in a panel of its own."""
+    handles, labels = cuts.get_legend_handles_labels()
+    gain = Line2D([], [], color=GAIN, marker="D", linestyle="none", markersize=5)
+    best = Line2D([], [], color="#444444", linestyle="-.", linewidth=1)
+    shown = {"best cut": best, **dict(zip(labels, handles, strict=True)), "gain of a cut, right axis": gain}
+    axes.legend(shown.values(), shown.keys(), loc="center", fontsize=9, frameon=False)
+    axes.set_axis_off()
 
 
 def draw_plane(axes: Axes, rows: pd.DataFrame) -> None:
