@@ -9,6 +9,7 @@ from graft.grids import Grid
 from graft.mixture import GaussianMixture
 from graft.paths import PATHS
 from graft.rejection import Exponential, TopK
+from graft.rejection_law import LinearReward
 from graft.tilting import TiltedMixture
 
 MIXTURE = GaussianMixture(
@@ -21,7 +22,7 @@ ALPHA = 1.5
 
 
 def tilted(rule, path="straight"):
-    return TiltedMixture(MIXTURE, DIRECTION, rule, PATHS[path], Grid(extent=5.0, cells=56, points=1))
+    return TiltedMixture(LinearReward(MIXTURE, DIRECTION), rule, PATHS[path], Grid(extent=5.0, cells=56, points=1))
 
 
 @pytest.mark.parametrize("path", PATHS)

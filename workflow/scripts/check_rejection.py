@@ -1,17 +1,15 @@
 """Compare what each acceptance rule accepts on a planar mixture with its law, and rewards with the frontier."""
 
 import numpy as np
-import torch
 
 from graft.grids import Grid
 from graft.jobs import run
 from graft.mixture import PLANE
 from graft.rejection import BestOf, Exponential, Threshold, TopK
-from graft.rejection_law import LinearReward, check_deduplication, check_rule, frontier_rows
+from graft.rejection_law import ON_PLANE, check_deduplication, check_rule, frontier_rows
 from graft.seeding import Draw, generator, numpy_generator
 from graft.tables import write_csv
 
-REWARD = LinearReward(PLANE, torch.tensor([0.6, 0.8], dtype=torch.double))
 GRID = Grid(extent=5.0, cells=16, points=16)
 RULES = [
     TopK(k=1, m=4),
@@ -38,11 +36,11 @@ def main(job):
     for seed in params.seeds:
         x = PLANE.sample(params.samples, generator(seed, Draw.REFERENCE))
         accepting = numpy_generator(seed, Draw.SELECTION)
-        rows += [{"seed": seed, **check_rule(rule, REWARD, GRID, x, accepting)} for rule in RULES]
-        found = check_deduplication(DEDUPLICATED, REWARD, GRID, x, params.repetition, accepting)
+        rows += [{"seed": seed, **check_rule(rule, ON_PLANE, GRID, x, accepting)} for rule in RULES]
+        found = check_deduplication(DEDUPLICATED, ON_PLANE, GRID, x, params.repetition, accepting)
         rows.append({"seed": seed, **found})
     write_csv(job.output.laws, rows)
-    write_csv(job.output.frontier, frontier_rows(REWARD, SWEEPS))
+    write_csv(job.output.frontier, frontier_rows(ON_PLANE, SWEEPS))
 
 
 run(main, snakemake)

@@ -8,9 +8,9 @@ import torch
 from graft.branching import conditional_variances, elbow, estimate, is_non_decreasing, tilts
 from graft.grids import Grid
 from graft.jobs import run
-from graft.mixture import PLANE
 from graft.paths import StraightPath, unit_information
 from graft.rejection import TopK
+from graft.rejection_law import ON_PLANE
 from graft.seeding import Draw, generator
 from graft.tables import write_csv
 from graft.tilting import TiltedMixture
@@ -21,8 +21,7 @@ FIRST = 0.05
 
 SNAPSHOTS, BRANCHES = 2048, 8
 EXACT = TiltedMixture(
-    mixture=PLANE,
-    direction=torch.tensor([0.6, 0.8], dtype=torch.double),
+    reward=ON_PLANE,
     rule=TopK(1, 4),
     path=StraightPath(),
     grid=Grid(extent=5.0, cells=64, points=1),

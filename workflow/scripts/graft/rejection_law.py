@@ -21,7 +21,7 @@ from scipy.stats import chi2, chisquare, sem
 from torch import Tensor
 
 from graft.grids import Grid, total_variation
-from graft.mixture import GaussianMixture
+from graft.mixture import PLANE, GaussianMixture
 from graft.rejection import BestOf, Exponential, Rule, Threshold, TopK, deduplicate
 
 LEAST_EXPECTED = 5
@@ -81,6 +81,10 @@ class LinearReward:
         middles, cdf = (edges[1:] + edges[:-1]) / 2, self.cdf(edges)
         weights = np.diff(cdf) * np.exp(rule.reshaped_reward(middles, cdf[1:], cdf[:-1]))
         return float(weights @ middles / weights.sum())
+
+
+ON_PLANE = LinearReward(PLANE, torch.tensor([0.6, 0.8], dtype=torch.double))
+"""The reward of the checks on the planar base."""
 
 
 def closed_divergence(rule: Rule, reward: LinearReward) -> float:

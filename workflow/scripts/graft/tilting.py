@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from graft.grids import Grid
-from graft.mixture import GaussianMixture
 from graft.paths import GaussianPath, conditional_sigma
 from graft.rejection import Rule
+from graft.rejection_law import LinearReward
 
 NODES = 24
 """Of Gauss-Hermite sums over the reward, for each component."""
@@ -43,28 +43,27 @@ class Cut:
 
 @dataclass(frozen=True)
 class TiltedMixture:
-    """A planar mixture in double precision, the reward direction . x_0 with a direction (2,) of length 1, and a rule.
+    """A planar mixture in double precision, a linear reward along a direction (2,) of length 1, and a rule.
 
-    grid: its nodes are the points x_t that are summed over; it must hold the mixture and N(0, I), and be finer than
-    their components.
+    grid: over which x_t is summed; it must hold the mixture and N(0, I), with nodes closer than their components are
+    wide.
     """
 
-    mixture: GaussianMixture
-    direction: Tensor
+    reward: LinearReward
     rule: Rule
     path: GaussianPath
     grid: Grid
 
     def acceptance(self, rewards: Tensor) -> Tensor:
         """E[A | x_0] up to a factor, of rewards of any shape."""
-        law = self.mixture.projected(self.direction)
-        cdf = law.cdf(rewards.reshape(-1, 1)).reshape(rewards.shape)
-        return torch.from_numpy(np.exp(self.rule.reshaped_reward(rewards.numpy(), cdf.numpy())))
+        values = rewards.flatten().numpy()
+        reshaped = self.rule.reshaped_reward(values, self.reward.cdf(values))
+        return torch.from_numpy(np.exp(reshaped)).reshape(rewards.shape)
 
     def at(self, time: float) -> Cut:
         """Exact values at a time in [0, 1]."""
         x = self.grid.nodes()
-        weight = self.mixture.noised(self.path, time).log_density(x).softmax(dim=0)
+        weight = self.reward.base.noised(self.path, time).log_density(x).softmax(dim=0)
         mean, variance, accepted, shift = self.given(x, time)
         u = accepted / (weight @ accepted)
         return Cut(
@@ -81,10 +80,10 @@ class TiltedMixture:
         E[x_0 | x_t]; zero at time 0, where there is no noise.
         """
         t = torch.full((len(x),), time, dtype=x.dtype)
-        posterior = self.mixture.posterior(self.path, x, t)
-        weights, means, scale = posterior.weights, posterior.means @ self.direction, posterior.variances.sqrt()
+        posterior, direction = self.reward.base.posterior(self.path, x, t), self.reward.direction
+        weights, means, scale = posterior.weights, posterior.means @ direction, posterior.variances.sqrt()
         mean = (weights * means).sum(dim=1)
-        variance = (weights * (posterior.variances + means.square())).sum(dim=1) - mean.square()
+        variance = (weights * (posterior.variances + (means - mean[:, None]).square())).sum(dim=1)
         nodes, shares = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(NODES))
         shares = shares / shares.sum()
         at_nodes = self.acceptance(means[..., None] + scale[..., None] * nodes)
@@ -93,7 +92,7 @@ class TiltedMixture:
         total = accepted.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.double).tiny)
         # Within a component x_0 depends on the reward along the direction alone.
         along = (weights * scale * (at_nodes @ (shares * nodes))).sum(dim=1, keepdim=True)
-        tuned = (accepted[..., None] * posterior.means).sum(dim=1) + along * self.direction
+        tuned = (accepted[..., None] * posterior.means).sum(dim=1) + along * direction
         ratio = self.path.alpha(t) / self.path.sigma(t) if time > 0 else torch.zeros_like(t)
         return mean, variance, total.squeeze(1), -ratio[:, None] * (tuned / total - posterior.mean())
 
@@ -111,16 +110,16 @@ class TiltedMixture:
 
     def branches(self, levels: Sequence[float], count: int, branches: int, generator: torch.Generator) -> Tensor:
         """Rewards (levels, count, branches) given snapshots of `count` chains at ascending levels; see `branching`."""
-        x, before = self.mixture.sample(count, generator), torch.tensor(0.0, dtype=torch.double)
+        x, before = self.reward.base.sample(count, generator), torch.tensor(0.0, dtype=torch.double)
         rewards = []
         for level in levels:
             t = torch.tensor(level, dtype=torch.double)
             kept, noise = self.path.alpha(t) / self.path.alpha(before), conditional_sigma(self.path, t, before)
             x = kept * x + noise * torch.randn(x.shape, generator=generator, dtype=x.dtype)
             before = t
-            posterior = self.mixture.posterior(self.path, x, t.expand(count))
+            posterior = self.reward.base.posterior(self.path, x, t.expand(count))
             drawn = torch.multinomial(posterior.weights, branches, replacement=True, generator=generator)
-            means, scales = posterior.means @ self.direction, posterior.variances.sqrt()
+            means, scales = posterior.means @ self.reward.direction, posterior.variances.sqrt()
             spread = torch.randn(count, branches, generator=generator, dtype=x.dtype)
             rewards.append(means.gather(1, drawn) + scales.gather(1, drawn) * spread)
         return torch.stack(rewards)
