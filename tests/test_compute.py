@@ -12,3 +12,35 @@ def test_convolutions_are_tuned_on_a_gpu_where_shapes_are_fixed(monkeypatch, gpu
     monkeypatch.setattr(graft.compute, "lease_gpu", lambda: torch.device("cpu"))
     Compute.of_job(threads=1, gpus=gpus, compiled=compiled)
     assert torch.backends.cudnn.benchmark is tuned
+
+
+def holding(rows):
+    """A function of a batch size, for memory that holds so many rows, and the sizes that it was called with."""
+    sizes = []
+
+    def function(size):
+        sizes.append(size)
+        if size > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return f"in batches of {size}"
+
+    return function, sizes
+
+
+def of_cpu(smaller_batches):
+    return Compute(torch.device("cpu"), "fp32", compiled=False, smaller_batches=smaller_batches)
+
+
+@pytest.mark.parametrize(("rows", "unit", "sizes"), [(640, 64, [640]), (200, 64, [640, 320, 128]), (3, 1, [9, 4, 2])])
+def test_what_does_not_fit_is_done_in_smaller_batches(rows, unit, sizes):
+    function, called = holding(rows)
+    assert of_cpu(True).fitting(function, sizes[0], unit) == f"in batches of {sizes[-1]}"
+    assert called == sizes
+
+
+@pytest.mark.parametrize(("allowed", "rows", "called"), [(False, 200, [512]), (True, 50, [512, 256, 128, 64])])
+def test_a_full_memory_ends_the_job_if_nothing_smaller_is_allowed_or_fits(allowed, rows, called):
+    function, sizes = holding(rows)
+    with pytest.raises(torch.OutOfMemoryError):
+        of_cpu(allowed).fitting(function, 512, 64)
+    assert sizes == called

@@ -1,13 +1,13 @@
 """Rollouts through a tuned model and a base: which takes which step, what is kept, and what a sample depends on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
 import torch
 
 from graft.paths import StraightPath
-from graft.rollouts import SamplerSettings, chain, continue_from, in_batches, noise_at, roll_out
+from graft.rollouts import SamplerSettings, chain, continue_from, in_batches, noise_at, roll_out, rollouts
 from graft.sampling import Ddim, Stage, sample, snapshots, uniform_times
 from graft.seeding import CHUNK, ChunkedNormal, Draw, chunked_rows
 
@@ -134,7 +134,7 @@ def test_a_sample_does_not_depend_on_its_batch(cpu, stop):
 
 def test_batches_of_a_condition_draw_what_the_whole_draws(cpu):
     """128 at a time, the last batch short; the numbers are those of the stream."""
-    found = list(in_batches(Shifted(), condition(0, 300), settings(), cpu, 0, Draw.ROLLOUT, 1))
+    found = list(in_batches(Shifted(), condition(0, 300), 128, cpu, 0, Draw.ROLLOUT, 1))
     assert [rows for rows, *_ in found] == [slice(0, 128), slice(128, 256), slice(256, 300)]
     assert torch.equal(torch.cat([part["scale"] for _, part, _ in found]), condition(0, 300)["scale"])
     whole = normal(0, 300)
@@ -196,3 +196,22 @@ def test_cuts_name_grid_indices(cut, index):
     sampler = SamplerSettings(steps=24, eta=1.0, batch_size=64)
     assert sampler.index(cut) == index
     assert sampler.time(index) == pytest.approx(cut)
+
+
+class Narrow(Model):
+    """One that no more than 64 samples at a time fit in the memory of."""
+
+    def __call__(self, x, t):
+        if len(x) > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().__call__(x, t)
+
+
+def test_rollouts_that_do_not_fit_are_the_same_in_smaller_batches(cpu):
+    chain_of = {"cut": 0, "settings": settings(), "condition": condition(0, 300), "drawn": (0, Draw.ROLLOUT, 1)}
+    whole = rollouts(Shifted(), Model(2.0), Model(0.5), compute=cpu, first=128, stops=[4], **chain_of)
+    parts = replace(cpu, smaller_batches=True)
+    found = rollouts(Shifted(), Narrow(2.0), Model(0.5), compute=parts, first=128, stops=[4], **chain_of)
+    assert len(found[0]) == 300
+    for index in (0, 4):
+        torch.testing.assert_close(found[index], whole[index], rtol=0, atol=1e-6)

@@ -193,6 +193,7 @@ def run_script(repository):
             threads=1,
             resources={"gpu": 0},
             log=[str(folder / "log")],
+            config={"compute": {"smaller_batches": False}},
             input=InputFiles(fromdict={"data": str(folder / "data")}),
             output=OutputFiles(toclone=[str(folder / "judges")]),
             params=Params(

@@ -1,5 +1,7 @@
 """Text to image as a task of the chain: prompts, latents, pictures, losses."""
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from graft.networks.stable_diffusion import AdaptedStableDiffusion
 from graft.objectives import noise_prediction, stratified_times
 from graft.seeding import Draw
 from graft.shards import write_tensors
-from graft.tasks.text_to_image import Pictures, TextToImage, padded, pictures, png, prompt_table, texts
+from graft.tasks.text_to_image import Pictures, TextToImage, padded, pictures, png, prompt_table, scored, texts
 
 TASK = TextToImage(
     image_size=16,
@@ -242,3 +244,24 @@ def test_prompt_sets_join_without_overlap():
         "a dog": False,
         "a cat": True,
     }
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores a picture by its first pixel, as many at a time as fit."""
+
+    batch_size: int
+
+    def answer_loss(self, images, texts):
+        if len(images) > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.tensor([image.getpixel((0, 0))[0] / 255 for image in images])
+
+
+def test_pictures_are_scored_in_as_large_batches_as_fit(cpu):
+    images = torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
+    samples = Pictures(images, ["a red one"] * 40, ["single"] * 40)
+    found = scored(samples, Judge(batch_size=128), replace(cpu, smaller_batches=True))
+    torch.testing.assert_close(found, (-torch.arange(40) / 255).exp())
+    with pytest.raises(torch.OutOfMemoryError):
+        scored(samples, Judge(batch_size=128), cpu)

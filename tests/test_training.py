@@ -3,8 +3,10 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -115,6 +117,39 @@ def test_training_leaves_the_averaged_weights(folder, cpu):
     assert mean != last
     kept = TensorFile(folder / "mean.safetensors").tensors()
     assert mean == [kept[f"ema.{i}"].numpy().tobytes() for i in range(len(mean))]
+
+
+class Memory:
+    """The mean square of a network's output, for as many rows as fit; from call `shrinks_at` on half as many."""
+
+    def __init__(self, rows, shrinks_at=math.inf):
+        self.rows, self.calls, self.shrinks_at, self.sizes = rows, 0, shrinks_at, []
+
+    def __call__(self, network, batch, generator):
+        self.calls += 1
+        self.sizes.append(len(batch))
+        if len(batch) > (self.rows if self.calls < self.shrinks_at else self.rows // 2):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return network(batch, torch.zeros(len(batch))).square().mean()
+
+
+@pytest.mark.parametrize("shrinks_at", [math.inf, 13])
+def test_a_batch_that_does_not_fit_is_taken_in_parts_to_the_same_end(folder, cpu, shrinks_at):
+    """13 is the second part of the sixth step, whose first part has left its gradient."""
+    settings, parts = TrainingSettings(12, 64, 1e-2, 0.9), replace(cpu, smaller_batches=True)
+    whole, curve = train_flow(folder, cpu, Memory(64), settings, checkpoint="whole")
+    memory = Memory(32, shrinks_at)
+    weights, of_parts = train_flow(folder, parts, memory, settings, checkpoint="parts")
+    assert memory.sizes[:5] == [64, 32, 32, 32, 32]
+    assert memory.sizes[-1] == (32 if shrinks_at == math.inf else 16)
+    for mine, other in zip(weights, whole, strict=True):
+        np.testing.assert_allclose(np.frombuffer(mine, "f4"), np.frombuffer(other, "f4"), rtol=0, atol=1e-5)
+    assert [point["loss"] for point in of_parts] == pytest.approx([point["loss"] for point in curve], rel=1e-4)
+
+
+def test_a_batch_that_does_not_fit_ends_training_where_parts_are_not_allowed(folder, cpu):
+    with pytest.raises(torch.OutOfMemoryError):
+        train_flow(folder, cpu, Memory(32), TrainingSettings(12, 64, 1e-2, 0.9))
 
 
 def killed_run(folder):

@@ -6,8 +6,8 @@ from graft.branching import fixed_share
 from graft.files import write_json
 from graft.jobs import compute_of, run, task_of
 from graft.paths import unit_information
-from graft.rollouts import SamplerSettings, continue_from, in_batches, roll_out
-from graft.seeding import Draw
+from graft.rollouts import SamplerSettings, continue_from, in_batches, rollouts
+from graft.seeding import CHUNK, Draw
 from graft.shards import write_tensors
 
 
@@ -30,12 +30,18 @@ def main(job):
         """Rewards (n, branches) of what the snapshots at a grid index lead to."""
         if index == 0:  # a sample is its own and only continuation
             return rewards_of(chains[0], condition)[:, None].expand(-1, params.branches)
-        x, ends = snapshots[index].float().repeat_interleave(params.branches, dim=0), []
-        seed = int(job.wildcards.seed)
-        for rows, part, normal in in_batches(task, repeated, settings, compute, seed, Draw.BRANCH, index):
-            at_level = compute.to_device(x[rows])
-            ends.append(continue_from(task, network, at_level, index, settings, part, normal, compute).cpu())
-        return rewards_of(torch.cat(ends), repeated).reshape(-1, params.branches)
+        x, seed = snapshots[index].float().repeat_interleave(params.branches, dim=0), int(job.wildcards.seed)
+
+        def continued(batch_size):
+            batches = in_batches(task, repeated, batch_size, compute, seed, Draw.BRANCH, index)
+            ends = (
+                continue_from(task, network, compute.to_device(x[rows]), index, settings, part, normal, compute).cpu()
+                for rows, part, normal in batches
+            )
+            return torch.cat(list(ends))
+
+        x_0 = compute.fitting(continued, settings.batch_size, CHUNK)
+        return rewards_of(x_0, repeated).reshape(-1, params.branches)
 
     rewards, groups = torch.stack([branched(index) for index in indices]), task.group(condition)
     levels = torch.tensor(indices, dtype=torch.double) / settings.steps
@@ -55,14 +61,12 @@ def main(job):
 
 def first_rollouts(job, task, network, settings, compute, indices):
     """Conditions of the first rollouts of round 1, and their states by grid index, on the CPU."""
-    seed, count, states = int(job.wildcards.seed), job.params.branched, []
+    seed, count = int(job.wildcards.seed), job.params.branched
     # In the batches in which they were drawn, which makes them the same to the last bit.
     drawn = min(-(-count // settings.batch_size) * settings.batch_size, job.params.rollouts)
     condition = task.conditions(job.input.data, seed, Draw.CONDITION, Draw.ROLLOUT, 1, start=0, stop=drawn)
-    for _, part, normal in in_batches(task, condition, settings, compute, seed, Draw.ROLLOUT, 1):
-        found = roll_out(task, network, network, 0, settings, part, normal, compute, indices)
-        states.append({index: state.cpu() for index, state in found.items()})
-    first = {index: torch.cat([state[index] for state in states])[:count] for index in states[0]}
+    states = rollouts(task, network, network, 0, settings, condition, compute, (seed, Draw.ROLLOUT, 1), stops=indices)
+    first = {index: state[:count] for index, state in states.items()}
     return {name: value[:count] for name, value in condition.items()}, first
 
 

@@ -3,14 +3,11 @@
 import time
 from pathlib import Path
 
-import torch
-
 from graft.errors import UserError
 from graft.files import write_json
 from graft.jobs import compute_of, run, task_of
-from graft.progress import progress
-from graft.rollouts import SamplerSettings, roll_out
-from graft.seeding import ChunkedNormal, Draw
+from graft.rollouts import SamplerSettings, rollouts
+from graft.seeding import Draw
 from graft.shards import shard_batches, write_tensors
 
 
@@ -21,37 +18,36 @@ def main(job):
     base = task.load_network(job.input.base, job.input.data, compute.device)
     below = compute.compile(base)
     batches = shard_batches(params.samples, settings.batch_size, shard, params.shards)
+    first, end = batches[0][0], batches[-1][1]
     # Every model of every group starts from the same noises under the same conditions.
-    conditions = [
-        task.conditions(job.input.data, seed, Draw.CONDITION, draw, number, start=start, stop=stop)
-        for start, stop in batches
-    ]
-    tensors = {f"condition.{name}": torch.cat([c[name] for c in conditions]) for name in conditions[0]}
+    condition = task.conditions(job.input.data, seed, Draw.CONDITION, draw, number, start=first, stop=end)
+    tensors = {f"condition.{name}": value for name, value in condition.items()}
     seconds = {}
     for name, cut in params.members.items():
         above = below
         if name != "base":
             above = compute.compile(task.load_tuned(base, Path(job.input.tuned[0]) / name))
-        started, states = time.monotonic(), []
-        for (start, stop), condition in progress(list(zip(batches, conditions, strict=True)), name):
-            condition = {key: compute.to_device(value) for key, value in condition.items()}
-            normal = ChunkedNormal(seed, draw, number, start=start, stop=stop, shape=task.shape, device=compute.device)
-            stops = [settings.index(stop) for stop in params.stops[name]]
-            found = roll_out(task, above, below, settings.index(cut), settings, condition, normal, compute, stops)
-            check_finite(found[0], name)
-            states.append({index: state.cpu() for index, state in found.items()})
-        seconds[name] = (time.monotonic() - started) / sum(stop - start for start, stop in batches)
-        drawn = {index: torch.cat([state[index] for state in states]) for index in states[0]}
+        stops, started = [settings.index(stop) for stop in params.stops[name]], time.monotonic()
+        drawn = rollouts(
+            task,
+            above,
+            below,
+            settings.index(cut),
+            settings,
+            condition,
+            compute,
+            (seed, draw, number),
+            first=first,
+            stops=stops,
+            title=name,
+        )
+        seconds[name] = (time.monotonic() - started) / (end - first)
+        check_finite(drawn[0], name)
         tensors |= {f"{name}.step{index}": state.to(task.precision) for index, state in drawn.items()}
-        samples = task.decode(drawn[0], condition_of(tensors), job.input.data, base)
+        samples = task.decode(drawn[0], condition, job.input.data, base)
         tensors |= {f"{name}.{key}": value for key, value in task.stored(samples).items()}
     write_tensors(job.output.samples, tensors, {"shard": shard})
     write_json(job.output.timing, {"seconds_per_sample": seconds})
-
-
-def condition_of(tensors):
-    """The conditions of all samples of the shard."""
-    return {name.removeprefix("condition."): value for name, value in tensors.items() if name.startswith("condition.")}
 
 
 def check_finite(samples, name):

@@ -42,7 +42,12 @@ def main(job):
     tensors, summary = {}, {}
     for steps in params.step_counts:
         points = [task.points(images, rows, seed, Draw.DEQUANTISATION, *batch) for batch in batches]
-        found = [inverse(x, steps) for x in progress(points, f"inverting {steps} steps")]
+
+        def in_batches_of(size, points=points, steps=steps):
+            parts = [part for x in points for part in x.split(size)]
+            return [inverse(part, steps) for part in progress(parts, f"inverting {steps} steps")]
+
+        found = compute.fitting(in_batches_of, params.batch_size)
         check_convergence(torch.cat([inversion.error for inversion in found]), steps, params)
         solved = torch.cat([inversion.converged(params.tolerance) for inversion in found]).cpu()
         noise = torch.cat([inversion.noise for inversion in found]).cpu()

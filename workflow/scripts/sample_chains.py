@@ -57,7 +57,12 @@ def draw(noises, stages, task, compute, name):
     """uint8 images of a chain (n, C, H, W) and the seconds that one image took."""
     compute.synchronize()
     start = time.monotonic()
-    images = [task.decode(sample(noise.to(compute.device), stages)).cpu() for noise in progress(noises, name)]
+
+    def drawn_in(batch_size):
+        parts = [part for noise in noises for part in noise.split(batch_size)]
+        return [task.decode(sample(part.to(compute.device), stages)).cpu() for part in progress(parts, name)]
+
+    images = compute.fitting(drawn_in, max(map(len, noises)))
     return torch.cat(images), (time.monotonic() - start) / sum(map(len, noises))
 
 

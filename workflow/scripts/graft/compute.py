@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -16,19 +17,28 @@ from torch import Tensor
 
 from graft.errors import UserError
 
+logger = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=Callable)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Compute:
-    """device: 'cpu' or one leased GPU. precision: 'fp32' or 'bf16' (autocast). compiled: whether to torch.compile."""
+    """Where and how a job computes.
+
+    device: 'cpu' or one leased GPU. precision: 'fp32' or 'bf16' (autocast). compiled: whether to torch.compile.
+    smaller_batches: whether a job whose GPU's memory is full goes on in smaller batches.
+    """
 
     device: torch.device
     precision: str
     compiled: bool
+    smaller_batches: bool = False
 
     @classmethod
-    def of_job(cls, threads: int, gpus: int, precision: str = "fp32", compiled: bool = False) -> Compute:
+    def of_job(
+        cls, threads: int, gpus: int, precision: str = "fp32", compiled: bool = False, smaller_batches: bool = False
+    ) -> Compute:
         """Set torch up for a job of `threads` CPU threads and `gpus` (0 or 1) GPUs.
 
         Raises UserError if a GPU is asked for and there is none.
@@ -41,7 +51,7 @@ class Compute:
         # Tuning every convolution to its shape pays only where shapes stay the same, as they must when compiled: in an
         # inversion the batch shrinks as samples converge, and each size would be tuned anew.
         torch.backends.cudnn.benchmark = bool(gpus) and compiled
-        return cls(lease_gpu() if gpus else torch.device("cpu"), precision, compiled)
+        return cls(lease_gpu() if gpus else torch.device("cpu"), precision, compiled, smaller_batches)
 
     def autocast(self) -> AbstractContextManager:
         """Mixed precision for network evaluations; a no-op at fp32."""
@@ -56,6 +66,21 @@ class Compute:
         if not self.compiled:
             return module
         return torch.compile(module, mode="reduce-overhead" if self.device.type == "cuda" else "default")
+
+    def fitting(self, function: Callable[[int], Result], size: int, unit: int = 1) -> Result:
+        """function(size), with a batch size; where memory is full and `smaller_batches` allows it, of half the size.
+
+        And of half of that, in multiples of `unit`, down to one `unit`. The function starts anew each time.
+        """
+        while True:
+            try:
+                return function(size)
+            except torch.OutOfMemoryError:
+                if not self.smaller_batches or size <= unit:
+                    raise
+            size = max(unit, size // 2 // unit * unit)
+            logger.warning("the GPU's memory is full; again in batches of %d", size)
+            torch.cuda.empty_cache()
 
     def synchronize(self) -> None:
         """Wait until the device has done what was asked of it."""

@@ -17,7 +17,7 @@ from graft.policy_gradient import Trajectory, advantages, clipped_objective, dra
 from graft.progress import progress
 from graft.rollouts import SamplerSettings
 from graft.sampling import Ddim, uniform_times
-from graft.seeding import ChunkedNormal, Draw, generator
+from graft.seeding import CHUNK, ChunkedNormal, Draw, generator
 from graft.shards import shard_batches
 from graft.training import TrainingLog, TrainingSettings, TrainingState, train
 
@@ -122,8 +122,12 @@ class PolicyGradient:
     def _roll_out(self, model: Callable[..., Tensor], iteration: int) -> tuple[dict[str, Tensor], Trajectory, Tensor]:
         condition = self.draw_condition(iteration)
         condition = {name: self.compute.to_device(value) for name, value in condition.items()}
-        batches = shard_batches(self.settings.rollouts, self.sampler.batch_size, shard=0, shards=1)
-        trajectory = joined([self._draw(model, iteration, condition, *batch) for batch in batches])
+
+        def drawn_in(batch_size: int) -> Trajectory:
+            batches = shard_batches(self.settings.rollouts, batch_size, shard=0, shards=1)
+            return joined([self._draw(model, iteration, condition, *batch) for batch in batches])
+
+        trajectory = self.compute.fitting(drawn_in, self.sampler.batch_size, CHUNK)
         return condition, trajectory, self.reward(trajectory.x_0, condition).float()
 
     def _draw(

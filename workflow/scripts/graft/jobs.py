@@ -21,6 +21,7 @@ BATCH_SIZES = {
     "invert_data": "inversion.batch_size",
     "sample_chains": "sampling.batch_size",
     "evaluate_samples": "sampling.batch_size",
+    "compare_noises": "sampling.batch_size",
     "draw_rollouts": "sampler.batch_size",
     "draw_comparison": "comparisons.*.batch_size",
     "score_rollouts": "judges.batch_size",
@@ -67,7 +68,10 @@ def _end(message: str) -> None:
 
 
 def compute_of(snakemake: Any):
-    """The `Compute` of a job, from its threads, its `gpu` resource and its `precision` and `compile` params."""
+    """The `Compute` of a job, from its threads, its `gpu` resource, its `precision` and `compile` params.
+
+    Whether it may go on in smaller batches is no param, as it changes no result but by rounding.
+    """
     from graft.compute import Compute
 
     return Compute.of_job(
@@ -75,6 +79,7 @@ def compute_of(snakemake: Any):
         snakemake.resources.get("gpu", 0),
         snakemake.params.get("precision", "fp32"),
         snakemake.params.get("compile", False),
+        snakemake.config["compute"]["smaller_batches"],
     )
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from graft.compute import Compute
+from graft.progress import progress
 from graft.sampling import Ddim, Normal, Stage, Update, snapshots, uniform_times
-from graft.seeding import ChunkedNormal, Draw
+from graft.seeding import CHUNK, ChunkedNormal, Draw
 from graft.shards import shard_batches
 
 
@@ -112,18 +113,52 @@ def noise_at(
 def in_batches(
     task: Any,
     condition: dict[str, Tensor],
-    settings: SamplerSettings,
+    batch_size: int,
     compute: Compute,
     seed: int,
     draw: Draw,
     number: int,
+    first: int = 0,
 ) -> Iterator[tuple[slice, dict[str, Tensor], Normal]]:
-    """What to draw samples 0, 1, ... with, one for each row of a condition: rows, condition and noise of each batch.
+    """What to draw samples first, first + 1, ... with, one for each row of a condition: of each batch, its rows of it,
+    the condition and the noise.
 
     condition: tensors (n, ...) on the CPU; those of a batch are on the device. Noise is that of (seed, draw, number).
+    batch_size and first are multiples of the chunk (64).
     """
     count = len(next(iter(condition.values())))
-    for start, stop in shard_batches(count, settings.batch_size, shard=0, shards=1):
+    for start, stop in shard_batches(count, batch_size, shard=0, shards=1):
         part = {name: compute.to_device(value[start:stop]) for name, value in condition.items()}
-        noise = ChunkedNormal(seed, draw, number, start=start, stop=stop, shape=task.shape, device=compute.device)
+        among = {"start": first + start, "stop": first + stop}
+        noise = ChunkedNormal(seed, draw, number, **among, shape=task.shape, device=compute.device)
         yield slice(start, stop), part, noise
+
+
+def rollouts(
+    task: Any,
+    above: Callable[..., Tensor],
+    below: Callable[..., Tensor],
+    cut: int,
+    settings: SamplerSettings,
+    condition: dict[str, Tensor],
+    compute: Compute,
+    drawn: tuple[int, Draw, int],
+    first: int = 0,
+    stops: Sequence[int] = (),
+    title: str = "rollouts",
+) -> dict[int, Tensor]:
+    """States of all samples of a condition by grid index, as `roll_out` gives them of one batch, on the CPU.
+
+    In batches of the sampler's size, or smaller ones where these do not fit (`Compute.fitting`). drawn, first: see the
+    arguments seed, draw, number and first of `in_batches`. title: of the progress.
+    """
+
+    def in_batches_of(size: int) -> dict[int, Tensor]:
+        batches = list(in_batches(task, condition, size, compute, *drawn, first))
+        states = []
+        for _, part, normal in progress(batches, title):
+            found = roll_out(task, above, below, cut, settings, part, normal, compute, stops)
+            states.append({index: state.cpu() for index, state in found.items()})
+        return {index: torch.cat([state[index] for state in states]) for index in states[0]}
+
+    return compute.fitting(in_batches_of, settings.batch_size, CHUNK)

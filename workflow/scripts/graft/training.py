@@ -81,6 +81,7 @@ def train(
     (seed, run, step), so that a step depends on nothing before it but the weights.
     checkpoint: a file that outlives a killed job. If it was written under the same settings and `identity` (a
     fingerprint of code and data), training goes on from it, to the same bytes on a CPU; otherwise it is ignored.
+    Where a batch is more than a GPU's memory holds, and `compute` allows it, its gradient is taken in parts.
     Raises UserError at a loss that is not finite.
     """
     model.to(compute.device).train()
@@ -91,14 +92,26 @@ def train(
     every = max(1, min(settings.steps // LOG_POINTS, LOG_STEPS))
     due = time.monotonic() + 60 * CHECKPOINT_MINUTES
     stopwatch = Stopwatch(compute, warmup=min(WARMUP, settings.steps // 2))
-    for step in progress(range(first, settings.steps), "training", initial=first, total=settings.steps):
+    largest = settings.batch_size
+
+    def backward(size: int) -> tuple[Tensor, int]:
+        """The loss of a step's batch, its gradient accumulated over parts of at most `size` rows; and that size."""
+        if size < largest:  # what a part that did not fit has left
+            state.optimizer.zero_grad(set_to_none=False)
         batch = draw_batch(data, settings.batch_size, generator(seed, Draw.BATCH, run, step), compute)
-        with compute.autocast():
-            value = loss(network, *batch, generator(seed, Draw.TRAINING, run, step, device=compute.device))
-        value.backward()
+        rng, total = generator(seed, Draw.TRAINING, run, step, device=compute.device), torch.zeros_like(running)
+        for part in zip(*(array.split(size) for array in batch), strict=True):
+            with compute.autocast():
+                value = loss(network, *part, rng) * (len(part[0]) / settings.batch_size)
+            value.backward()
+            total += value.detach()
+        return total, size
+
+    for step in progress(range(first, settings.steps), "training", initial=first, total=settings.steps):
+        value, largest = compute.fitting(backward, largest)
         state.advance()
         stopwatch.tick()
-        running, count = running + value.detach(), count + 1
+        running, count = running + value, count + 1
         if (step + 1) % every == 0 or step + 1 == settings.steps:
             state.record(step + 1, (running / count).item())
             running, count = torch.zeros_like(running), 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from graft.compositions import COLOURS, DIGITS, RELATIONS, correct, parse
 from graft.compute import Compute
 from graft.errors import UserError
 from graft.metrics.judges import load_judge
-from graft.metrics.vqascore import vqascore
+from graft.metrics.vqascore import VisualQuestionModel, vqascore
 from graft.networks.classifier import ImageClassifier
 from graft.networks.saved import load_saved
 from graft.networks.stable_diffusion import (
@@ -288,7 +288,7 @@ class TextToImage:
         """
         if reward["function"] == "vqascore":
             judge = load_judge(reward["judge"], compute.device, reward["batch_size"])
-            return vqascore(samples.images, samples.captions, judge).double().numpy()
+            return scored(samples, judge, compute).double().numpy()
         images = (Image.fromarray(image) for image in samples.images.permute(0, 2, 3, 1).numpy())
         function = load_reward(reward["function"], known=("vqascore",))
         return per_sample(function, zip(images, samples.captions, strict=True))
@@ -298,11 +298,12 @@ class TextToImage:
         return [None] * len(samples.captions)
 
     def reference(self, data: str | Path, judges: dict[str, Any], compute: Compute) -> dict[str, Any]:
-        """What `metrics` measures against: the evaluating scorer, and where there is one the classifier of digits."""
+        """What `metrics` measures with: the evaluating scorer, the classifier of digits where there is one, on what."""
         truth = judges.get("truth")
         return {
             "scorer": load_judge(judges["evaluation"], compute.device, judges["batch_size"]),
             "classify": truth and digit_classifier(truth, compute.device),
+            "compute": compute,
         }
 
     def real(self, data: str | Path, count: int, seed: int) -> dict[str, Pictures]:
@@ -311,7 +312,7 @@ class TextToImage:
 
     def metrics(self, samples: Pictures, reference: dict[str, Any]) -> dict[str, float]:
         """Mean VQAScore, in all and by kind of prompt, and the share of pictures that truly show their caption."""
-        scores = vqascore(samples.images, samples.captions, reference["scorer"]).double()
+        scores = scored(samples, reference["scorer"], reference["compute"]).double()
         kinds = np.array(samples.kinds)
         measured = {"vqascore": scores.mean().item()}
         measured |= {
@@ -333,6 +334,13 @@ class TextToImage:
             lines = "\n".join(" ".join(part) for part in (words[: -(-len(words) // 2)], words[-(-len(words) // 2) :]))
             draw.multiline_text((PICTURE * place + 2, PICTURE), lines, fill="black", font_size=9, spacing=1)
         return sheet
+
+
+def scored(samples: Pictures, judge: VisualQuestionModel, compute: Compute) -> Tensor:
+    """VQAScores (B,) of pictures and their captions, in the judge's batches, or smaller ones where these do not fit."""
+    return compute.fitting(
+        lambda size: vqascore(samples.images, samples.captions, replace(judge, batch_size=size)), judge.batch_size
+    )
 
 
 def digit_classifier(folder: str | Path, device: torch.device) -> Callable[[Tensor], Tensor]:
