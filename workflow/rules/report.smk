@@ -278,7 +278,7 @@ rule figure_theory:
 
 rule record_provenance:
     input:
-        tables=expand("<results>/tables/{task}.csv", task=TASKS_RUN),
+        tables=expand("<results>/tables/{name}.csv", name=[*TASKS_RUN, "theory"]),
         costs=expand("<results>/tables/{task}_cost.csv", task=TASKS_RUN),
     output:
         report(

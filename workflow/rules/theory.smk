@@ -108,8 +108,6 @@ rule measure_score_shift:
         points=task_setting("points"),
         sampler=task_setting("sampler"),
         members=lambda wildcards: [plan_of(wildcards).members(group) for group in plan_of(wildcards).groups],
-        precision=config["compute"]["precision"],
-        compile=config["compute"]["compile"],
         code=task_code("measure_score_shift.py"),
     script:
         "../scripts/measure_score_shift.py"

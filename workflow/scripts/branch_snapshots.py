@@ -62,7 +62,7 @@ def main(job):
 def first_rollouts(job, task, network, settings, compute, indices):
     """Conditions of the first rollouts of round 1, and their states by grid index, on the CPU."""
     seed, count = int(job.wildcards.seed), job.params.branched
-    # In the batches in which they were drawn, which makes them the same to the last bit.
+    # In the batches in which they were drawn, which on a CPU makes them the same to the last bit.
     drawn = min(-(-count // settings.batch_size) * settings.batch_size, job.params.rollouts)
     condition = task.conditions(job.input.data, seed, Draw.CONDITION, Draw.ROLLOUT, 1, start=0, stop=drawn)
     states = rollouts(task, network, network, 0, settings, condition, compute, (seed, Draw.ROLLOUT, 1), stops=indices)

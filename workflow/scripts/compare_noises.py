@@ -47,11 +47,15 @@ def main(job):
 
 
 def compared_sets(job, steps, seed, draw):
-    """Inverted noises and, by chain, what they are told apart from: others of them (DATA), fresh and corrected ones."""
+    """Inverted noises and, by chain, what they are told apart from: fresh and corrected ones, and other images' (DATA).
+
+    The correctors have learnt from these very noises.
+    """
     inverted, images = (ShardedTensor(job.input.noise, f"{name}_{steps}") for name in ("noise", "rows"))
-    count = min(job.params.samples, len(inverted) // 2)
     shuffled = torch.randperm(len(inverted), generator=generator(seed, Draw.SUBSET, steps))
-    real, again = shuffled[: 2 * count].split(count)
+    even = images[shuffled] % 2 == 0  # no image is in both
+    count = min(job.params.samples, int(even.sum()), int((~even).sum()))
+    real, again = (shuffled[some][:count] for some in (even, ~even))
     fresh = chunked_normal(seed, Draw.NOISE, 0, count, inverted.shape)
     seen = random_rows(fresh[0].numel(), COORDINATES, seed, Draw.SUBSET)
 

@@ -54,12 +54,12 @@ def rows_of(panels):
 def curves_and_gains(rows, plain):
     """The lines of one setting that are drawn, and its gains; plain: its methods tuned on selected samples as they are.
 
-    The score's movement is that of the first of them, the KL that of the first rule. The mixture has no tuned models:
-    its score is the exact one, its gains are those of P-GRAFT's exact law.
+    The score's movement is that of the first of them, beside the first control's, the KL that of the first rule. The
+    mixture has no tuned models: its score is the exact one, its gains are those of P-GRAFT's exact law.
     """
     if plain is None:
         return rows, rows[rows["metric"] == "pgraft_gain"]
-    drawn = rows[(rows["metric"] != "score_shift") | (rows["method"] == plain[0])]
+    drawn = rows[(rows["metric"] != "score_shift") | rows["method"].isin(plain[:1])]
     gains = rows[(rows["metric"] == "gain_over_base") & rows["method"].isin(plain)]
     return drawn.drop_duplicates(["metric", "level"]), gains
 

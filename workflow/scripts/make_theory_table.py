@@ -27,7 +27,15 @@ STATEMENTS = {
     "cuts": {
         "title": "2. Bias and variance, level by level",
         "index": ["task", "setting", "level"],
-        "metrics": ["conditional_variance", "kl", "pgraft_gain", "score_shift", "gain_over_base", "gain_over_control"],
+        "metrics": [
+            "conditional_variance",
+            "kl",
+            "pgraft_gain",
+            "score_shift",
+            "self_shift",
+            "gain_over_base",
+            "gain_over_control",
+        ],
     },
     "suggestions": {
         "title": "2. The cut that is suggested before any fine-tuning, and the best one",

@@ -1,4 +1,7 @@
-"""Measure how far each method's tuned model moves the noise prediction at snapshots of the base's chains."""
+"""Measure how far each method's tuned model moves the noise prediction at snapshots of the base's chains.
+
+In float32, as two predictions that differ little are compared.
+"""
 
 from pathlib import Path
 

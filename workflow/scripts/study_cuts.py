@@ -19,7 +19,8 @@ def main(job):
     table = table[(table["metric"] == job.params.headline) & table["cut"].notna()]
     for name, methods in job.params.methods.items():
         folders = [Path(job.params.folder) / job.wildcards.task / name / f"seed{seed}" for seed in job.params.seeds]
-        found = [*branched(folders, methods), moved(folders), *gained(table[table["setting"] == name], methods)]
+        gains = gained(table[table["setting"] == name], methods)
+        found = [*branched(folders, methods), moved(folders, methods), *gains]
         parts += [part.assign(task=job.wildcards.task, setting=name) for part in found]
     write_csv(job.output[0], pd.concat(parts)[COLUMNS])
 
@@ -51,11 +52,16 @@ def branched(folders, methods):
         yield highest(elbows, "suggested_cut")
 
 
-def moved(folders):
-    """How far each tuned model moves the score at each level; every seed has tuned its own."""
+def moved(folders, methods):
+    """How far each tuned model moves the score at each level; every seed has tuned its own.
+
+    `self_shift` is what tuning on unselected rollouts moves, which no reward asks for.
+    """
     found = [pd.read_csv(folder / "score_shift.csv").assign(seed=folder.name) for folder in folders]
     values = pd.concat(found).drop(columns="stderr").rename(columns={"mean": "value"})
-    return summarise(values, ["method", "level"]).assign(quantity="score_shift")
+    table = summarise(values, ["method", "level"])
+    unselected = [name for name, method in methods.items() if method.get("rule", "none") is None]
+    return table.assign(quantity=np.where(table["method"].isin(unselected), "self_shift", "score_shift"))
 
 
 def gained(table, methods):

@@ -70,7 +70,7 @@ def _end(message: str) -> None:
 def compute_of(snakemake: Any):
     """The `Compute` of a job, from its threads, its `gpu` resource, its `precision` and `compile` params.
 
-    Whether it may go on in smaller batches is no param, as it changes no result but by rounding.
+    Whether it may go on in smaller batches is no param: to allow it reruns nothing that has fitted.
     """
     from graft.compute import Compute
 

@@ -78,18 +78,21 @@ def draw_divergences(axes: Axes, rows: pd.DataFrame) -> None:
 def draw_cuts(axes: Axes, rows: pd.DataFrame, gains: pd.DataFrame, title: str) -> None:
     """Bias and variance of cuts: what a snapshot leaves open of the reward, how far the score moves, what cuts gained.
 
-    rows: the statements `cuts` and `suggestions` of one setting and of one method that is shown. gains: gain_over_base
-    of the tuned models, in the reward's units, on an axis of its own. Both curves are scaled to a largest value of 1.
+    rows: the statements `cuts` and `suggestions` of one setting and of one method that is shown; `self_shift` is the
+    score_shift of its control. gains: gain_over_base of the tuned models, or pgraft_gain of exact ones, in the reward's
+    units, on an axis of its own. Curves are scaled to a largest value of 1, that of self_shift with score_shift.
     """
     _title(axes, title)
     curves = {
         "conditional_variance": ("E Var(r | x_c)", BIAS, "-"),
-        "score_shift": ("movement of the score", VARIANCE, "--"),
         "kl": ("KL at the cut", VARIANCE, "-"),
+        "score_shift": ("movement of the score", VARIANCE, "--"),
+        "self_shift": ("the same without a selection", "#999999", "--"),
     }
+    largest = rows.groupby("metric")["mean"].max()
     for metric, (label, colour, line) in curves.items():
         curve = rows[rows["metric"] == metric].sort_values("level")
-        scale = curve["mean"].max()
+        scale = largest["score_shift" if metric == "self_shift" else metric]
         axes.errorbar(
             curve["level"],
             curve["mean"] / scale,
@@ -152,21 +155,23 @@ def draw_plane(axes: Axes, rows: pd.DataFrame) -> None:
 def draw_two_sample_tests(axes: Axes, rows: pd.DataFrame, title: str) -> None:
     """Accuracy of a classifier that tells noises, and data, from the real ones; 1/2 is what equal laws give.
 
-    rows: the statement `noise` of one image setting. Beside each bar of noises: the share of the deviation removed.
+    rows: the statement `noise` of one image setting, of which the fewest base steps are shown. On each bar of
+    corrected noises: the share of the deviation removed.
     """
-    _title(axes, title)
-    wide = rows.pivot(index=["base_steps", "method"], columns="metric", values="mean")
-    errors = rows.pivot(index=["base_steps", "method"], columns="metric", values="stderr")
-    methods = [method for method in CHAINS if method in wide.index.get_level_values("method")]
+    steps = rows["base_steps"].min()
+    _title(axes, f"{title}, {steps:g} base steps")
+    rows = rows[rows["base_steps"] == steps]
+    wide, errors = (rows.pivot(index="method", columns="metric", values=name) for name in ("mean", "stderr"))
+    methods = [method for method in CHAINS if method in wide.index]
     for place, (space, label) in enumerate((("noise", "noises"), ("data", "images"))):
         for number, method in enumerate(methods):
-            found, error = (each.xs(method, level="method").iloc[0] for each in (wide, errors))
+            found, error = wide.loc[method], errors.loc[method]
             x = place + 0.8 * ((number + 0.5) / len(methods) - 0.5)
             height = found[f"{space}_accuracy"]
             style = dict(CHAINS[method]) if place == 0 else {"color": CHAINS[method]["color"]}
             axes.bar(x, height - 0.5, bottom=0.5, width=0.75 / len(methods), **style)
             axes.errorbar(x, height, error[f"{space}_accuracy"], color="black", capsize=2, linewidth=1)
-            if place == 0 and method.startswith("inc"):
+            if place == 0 and method.startswith("inc") and np.isfinite(found.get("removed_share", np.nan)):
                 axes.annotate(
                     f"{found['removed_share']:.0%}", (x, max(height, 0.5)), ha="center", va="bottom", fontsize=7
                 )
