@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from graft.jobs import compute_of, run
@@ -37,7 +38,7 @@ def main(job):
                 "method": chain.method,
                 "base_steps": steps,
                 "corrector_steps": chain.corrector_steps,
-                "samples": len(real.groups),
+                "samples": len(real.noise),
                 **tests,
                 "removed_share": removed_share(before, tests["noise_frechet"], floor),
             }
@@ -53,23 +54,22 @@ def compared_sets(job, steps, seed, draw):
     """
     inverted, images = (ShardedTensor(job.input.noise, f"{name}_{steps}") for name in ("noise", "rows"))
     shuffled = torch.randperm(len(inverted), generator=generator(seed, Draw.SUBSET, steps))
-    even = images[shuffled] % 2 == 0  # no image is in both
-    count = min(job.params.samples, int(even.sum()), int((~even).sum()))
-    real, again = (shuffled[some][:count] for some in (even, ~even))
+    # One noise of each image, as those of one image lie together.
+    first = np.sort(np.unique(images[shuffled].numpy(), return_index=True)[1])
+    count = min(job.params.samples, len(first) // 2)
+    real, again = shuffled[torch.from_numpy(first[: 2 * count])].split(count)
     fresh = chunked_normal(seed, Draw.NOISE, 0, count, inverted.shape)
     seen = random_rows(fresh[0].numel(), COORDINATES, seed, Draw.SUBSET)
 
-    def pairs(noise, groups):
-        spaces = (values.flatten(1)[:, seen] for values in (noise, draw(job.input.base, steps, noise)))
-        return Pairs(*spaces, groups)
+    def pairs(noise):
+        return Pairs(*(values.flatten(1)[:, seen] for values in (noise, draw(job.input.base, steps, noise))))
 
-    apart = -1 - torch.arange(count)  # of no image, each for itself
-    others = {DATA: pairs(inverted[again], images[again]), Chain(steps): pairs(fresh, apart)}
+    others = {DATA: pairs(inverted[again]), Chain(steps): pairs(fresh)}
     corrector_steps = job.params.corrector_steps
     for path, folder in zip(job.params.paths, job.input.correctors, strict=True):
         corrected = draw(Path(folder) / f"base{steps}", corrector_steps, fresh)
-        others[Chain(steps, path, corrector_steps)] = pairs(corrected, apart)
-    return pairs(inverted[real], images[real]), others
+        others[Chain(steps, path, corrector_steps)] = pairs(corrected)
+    return pairs(inverted[real]), others
 
 
 run(main, snakemake)
