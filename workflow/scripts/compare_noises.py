@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from graft.jobs import compute_of, run
-from graft.metrics.two_sample import Pairs, removed_share, tell_apart
+from graft.metrics.images import frechet_distance
+from graft.metrics.two_sample import Pairs, matched_normal, removed_share, tell_apart
 from graft.networks.flows import load_network, velocity_of
 from graft.noise_correction import DATA, Chain
 from graft.progress import progress
@@ -29,47 +30,59 @@ def main(job):
         return torch.cat([sample(noise[start:stop].to(compute.device), [stage]).cpu() for start, stop in batches])
 
     for steps in job.params.step_counts:
-        real, others = compared_sets(job, steps, seed, draw)
+        inverted, images = (ShardedTensor(job.input.noise, f"{name}_{steps}") for name in ("noise", "rows"))
+        shuffled = torch.randperm(len(inverted), generator=generator(seed, Draw.SUBSET, steps))
+        target = inverted[shuffled[: job.params.samples]]
+        drawn = drawn_noises(job, steps, chunked_normal(seed, Draw.NOISE, 0, len(target), inverted.shape), draw)
+        seen = random_rows(target[0].numel(), COORDINATES, seed, Draw.SUBSET)
+
+        def pairs(noise, steps=steps, seen=seen):
+            return Pairs(*(values.flatten(1)[:, seen] for values in (noise, draw(job.input.base, steps, noise))))
+
+        real, again = of_different_images(inverted, images, shuffled, job.params.samples)
+        others = {DATA: again, **{chain: noise[: len(real)] for chain, noise in drawn.items()}}
         named = progress(others.items(), f"telling apart {steps} steps")
-        found = {chain: tell_apart(real, other, seed) for chain, other in named}
-        before, floor = (found[chain]["noise_frechet"] for chain in (Chain(steps), DATA))
+        tests = {chain: tell_apart(pairs(real), pairs(other), seed) for chain, other in named}
+        distances = deviations(target.flatten(1)[:, seen], drawn, seen, seed)
         rows += [
             {
                 "method": chain.method,
                 "base_steps": steps,
                 "corrector_steps": chain.corrector_steps,
-                "samples": len(real.noise),
-                **tests,
-                "removed_share": removed_share(before, tests["noise_frechet"], floor),
+                "samples": len(real),
+                **tests[chain],
+                "noise_frechet": distance,
+                "removed_share": removed_share(distances[Chain(steps)], distance, distances[DATA]),
             }
-            for chain, tests in found.items()
+            for chain, distance in distances.items()
         ]
     write_csv(job.output[0], rows)
 
 
-def compared_sets(job, steps, seed, draw):
-    """Inverted noises and, by chain, what they are told apart from: fresh and corrected ones, and other images' (DATA).
-
-    The correctors have learnt from these very noises.
-    """
-    inverted, images = (ShardedTensor(job.input.noise, f"{name}_{steps}") for name in ("noise", "rows"))
-    shuffled = torch.randperm(len(inverted), generator=generator(seed, Draw.SUBSET, steps))
-    # One noise of each image, as those of one image lie together.
-    first = np.sort(np.unique(images[shuffled].numpy(), return_index=True)[1])
-    count = min(job.params.samples, len(first) // 2)
-    real, again = shuffled[torch.from_numpy(first[: 2 * count])].split(count)
-    fresh = chunked_normal(seed, Draw.NOISE, 0, count, inverted.shape)
-    seen = random_rows(fresh[0].numel(), COORDINATES, seed, Draw.SUBSET)
-
-    def pairs(noise):
-        return Pairs(*(values.flatten(1)[:, seen] for values in (noise, draw(job.input.base, steps, noise))))
-
-    others = {DATA: pairs(inverted[again]), Chain(steps): pairs(fresh)}
-    corrector_steps = job.params.corrector_steps
+def drawn_noises(job, steps, fresh, draw):
+    """What the base starts from alone, fresh noises, and what each path's corrector makes of them, by chain."""
+    corrector_steps, drawn = job.params.corrector_steps, {Chain(steps): fresh}
     for path, folder in zip(job.params.paths, job.input.correctors, strict=True):
-        corrected = draw(Path(folder) / f"base{steps}", corrector_steps, fresh)
-        others[Chain(steps, path, corrector_steps)] = pairs(corrected)
-    return pairs(inverted[real]), others
+        drawn[Chain(steps, path, corrector_steps)] = draw(Path(folder) / f"base{steps}", corrector_steps, fresh)
+    return drawn
+
+
+def of_different_images(inverted, images, shuffled, samples):
+    """Two sets of inverted noises, at most so many, each noise of another image: those of one image lie together."""
+    first = np.sort(np.unique(images[shuffled].numpy(), return_index=True)[1])
+    count = min(samples, len(first) // 2)
+    return (inverted[rows] for rows in shuffled[torch.from_numpy(first[: 2 * count])].split(count))
+
+
+def deviations(target, drawn, seen, seed):
+    """Frechet distances of drawn noises from inverted ones, target (n, d), by chain; of DATA what chance alone gives.
+
+    That is the distance of as many draws of the Gaussian with the target's own mean and covariance. Correctors have
+    learnt from these very noises, so that this is about what they have learnt, not about other images.
+    """
+    chance = matched_normal(target, len(target), generator(seed, Draw.REFERENCE))
+    sets = {DATA: chance, **{chain: noise.flatten(1)[:, seen] for chain, noise in drawn.items()}}
+    return {chain: frechet_distance(noise, target) for chain, noise in sets.items()}
 
 
 run(main, snakemake)
