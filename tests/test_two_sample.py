@@ -59,6 +59,11 @@ def test_the_matched_normal_has_the_targets_moments():
     torch.testing.assert_close(drawn.T.cov(), target.T.cov(), rtol=0.02, atol=0.05)
 
 
+def test_too_few_samples_for_a_covariance_are_named():
+    with pytest.raises(UserError, match=r"8 noises say too little of the covariance of 8 coordinates; raise"):
+        matched_normal(normal(0, 8, 8), 10, torch.Generator())
+
+
 def test_removed_share():
     assert removed_share(before=5.0, after=2.0, floor=1.0) == pytest.approx(0.75)
     assert removed_share(before=5.0, after=1.0, floor=1.0) == 1

@@ -57,7 +57,7 @@ TINY = {
             "samples": 256,
             "corrector": {"step_counts": [2], "network": {"width": 8, "depth": 1}, "training": TINY_TRAINING},
         },
-        "noises": {"samples": 64},
+        "noises": {"samples": 96},
     },
     "images": {
         "settings": {
@@ -318,7 +318,7 @@ def test_the_theory_is_checked(demo):
     assert (plane["noise_total_variation"] - plane["data_total_variation"]).abs().max() < 2e-3
     tests = pd.read_csv(folder / "images/digits/seed0/noise_tests.csv").set_index("method")
     assert list(tests.index) == ["data", "base", "inc_straight", "inc_trigonometric"]
-    assert (tests["samples"] == 64).all()
+    assert (tests["samples"] == 96).all()
     assert tests[["noise_accuracy", "data_accuracy"]].stack().between(0.2, 1).all()
     assert tests.loc["data", "removed_share"] == 1
     assert tests.loc["base", "removed_share"] == 0

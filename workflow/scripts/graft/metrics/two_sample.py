@@ -61,7 +61,15 @@ def classifier_accuracy(samples: Tensor, others: Tensor, seed: int) -> tuple[flo
 
 
 def matched_normal(target: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draws (count, d) of the Gaussian that has the mean and the covariance of target (n, d), n > d."""
+    """Draws (count, d) of the Gaussian that has the mean and the covariance of target (n, d).
+
+    Raises UserError unless n > d, as the covariance is singular then.
+    """
+    if len(target) <= target.shape[1]:
+        raise UserError(
+            f"{len(target)} noises say too little of the covariance of {target.shape[1]} coordinates; raise "
+            "theory.noises.samples, or invert more images"
+        )
     law = torch.distributions.MultivariateNormal(target.double().mean(dim=0), target.double().T.cov())
     white = torch.randn(count, target.shape[1], generator=generator, dtype=torch.double)
     return (law.loc + white @ law.scale_tril.T).to(target.dtype)
@@ -70,7 +78,7 @@ def matched_normal(target: Tensor, count: int, generator: torch.Generator) -> Te
 def removed_share(before: float, after: float, floor: float) -> float | None:
     """The share of a distance that a correction removes: 1 - (after - floor) / (before - floor).
 
-    floor: the same distance for samples of a law that has nothing left to be removed. None where `before` is no larger than
-    that, so that nothing is there to be removed.
+    floor: the same distance for samples of a law that has nothing left to be removed. None where `before` is no larger
+    than that.
     """
     return 1 - (after - floor) / (before - floor) if before > floor else None
