@@ -19,7 +19,7 @@ from graft.shards import write_tensors
 from graft.tasks.layouts import COLOURS, GRID, PICTURE, Layouts, Pages, pages
 from graft.training import TrainingSettings, train
 
-DRAWN, GIVEN = Layouts(max_elements=6, pages_per_condition=None), Layouts(max_elements=6, pages_per_condition=4)
+DRAWN, GIVEN = Layouts(max_elements=6, rollouts_per_condition=None), Layouts(max_elements=6, rollouts_per_condition=4)
 BOTH = pytest.mark.parametrize("task", [DRAWN, GIVEN], ids=["classes_drawn", "classes_given"])
 SIZES = {"width": 16, "depth": 2, "heads": 2}
 TEXT, TITLE, LIST, TABLE, FIGURE = range(1, 6)

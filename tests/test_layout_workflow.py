@@ -17,7 +17,7 @@ REJECTION = {"rule": None, "cut": 0.0, "deduplicate": False, "learning_rate": 1e
 NETWORK = {"width": 8, "depth": 1, "heads": 2}
 DRAWN = {
     "data": {"asset": "synthetic_pages", "shards": 1},
-    "points": {"max_elements": 4, "pages_per_condition": None},
+    "points": {"max_elements": 4, "rollouts_per_condition": None},
     "base": {"pretrained": None, "network": NETWORK, "training": TINY_TRAINING},
     "judges": {"pretrained": None, "batch_size": 256, "network": NETWORK, "training": TINY_TRAINING},
     "sampler": {"steps": 4, "eta": 1.0, "batch_size": 64},
@@ -37,7 +37,7 @@ DRAWN = {
 
 GIVEN = {
     **DRAWN,
-    "points": {"max_elements": 4, "pages_per_condition": 4},
+    "points": {"max_elements": 4, "rollouts_per_condition": 4},
     "reward": {**DRAWN["reward"], "function": "my_layout_reward:illustrated"},
 }
 """Classes given, a user's function as the reward."""
@@ -239,19 +239,19 @@ def test_what_one_run_has_trained_serves_another(finished, tmp_path):
             "reward.weights: unknown key 'aligment', did you mean 'alignment'?",
         ),
         (
-            {"points": {"page_per_condition": 4}},
-            "unknown key 'page_per_condition', did you mean 'pages_per_condition'?",
+            {"points": {"rollout_per_condition": 4}},
+            "unknown key 'rollout_per_condition', did you mean 'rollouts_per_condition'?",
         ),
         (
-            {"points": {"pages_per_condition": 3}},
-            "methods.graft.rule.m: 4 is more than points.pages_per_condition = 3, and rules accept within a condition",
+            {"points": {"rollouts_per_condition": 3}},
+            "methods.graft.rule.m: 4 is more than points.rollouts_per_condition = 3, and rules accept within a",
         ),
         (
             {"methods": {"graft": {"rule": {"type": "BestOf", "n": 8, "k": None, "m": None}}}},
-            "methods.graft.rule.n: 8 is more than points.pages_per_condition = 4, and rules accept within a condition",
+            "methods.graft.rule.n: 8 is more than points.rollouts_per_condition = 4, and rules accept within a",
         ),
     ],
-    ids=["weights", "alignment", "pages_per_condition", "TopK", "BestOf"],
+    ids=["weights", "alignment", "rollouts_per_condition", "TopK", "BestOf"],
 )
 def test_a_bad_configuration_is_one_clear_line(finished, blocks, complaint):
     done = finished.run(*TARGETS, arguments=["--dry-run"], settings={"given": merged(GIVEN, blocks)})

@@ -121,7 +121,7 @@ def test_text_to_image_of_paper_scale_end_to_end(tmp_path):
     write_clip_flant5(tmp_path / "models/clip-flant5-xxl")
     methods = checkout.scale["text_to_image"]["settings"]["stable_diffusion_2"]["methods"]
     tiny = {
-        "points": {"image_size": 32, "images_per_prompt": 4},
+        "points": {"image_size": 32, "rollouts_per_condition": 4},
         "base": {"pretrained": "base"},
         "comparisons": {"sdxl_base": {"pretrained": "another", "steps": 2, "batch_size": 16}},
         "sampler": {"steps": 5, "batch_size": 64},

@@ -101,7 +101,7 @@ def test_the_smallest_time_has_noise_and_a_finite_loss():
 
 def latents_of_chain(models, cut, noise, generator):
     """What the workflow draws, from the same numbers as a pipeline that has this generator."""
-    task = TextToImage(16, 4, 2, GUIDANCE, images_per_prompt=1, prompt_dropout=0.0, guided_loss=False)
+    task = TextToImage(16, 4, 2, GUIDANCE, rollouts_per_condition=1, prompt_dropout=0.0, guided_loss=False)
     for model in models:
         model.know(CAPTIONS)
     draws = chain([noise], iter(lambda: torch.randn(noise.shape, generator=generator), None))

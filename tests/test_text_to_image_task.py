@@ -21,7 +21,7 @@ TASK = TextToImage(
     latent_channels=4,
     downsampling=2,
     guidance=2.0,
-    images_per_prompt=4,
+    rollouts_per_condition=4,
     prompt_dropout=0.0,
     guided_loss=False,
 )
@@ -169,7 +169,7 @@ def test_without_dropout_the_loss_at_cut_zero_is_plain_noise_prediction(base, da
 
 
 def test_the_guided_loss_is_that_of_the_guided_prediction(base):
-    task = TextToImage(16, 4, 2, guidance=3.0, images_per_prompt=1, prompt_dropout=0.5, guided_loss=True)
+    task = TextToImage(16, 4, 2, guidance=3.0, rollouts_per_condition=1, prompt_dropout=0.5, guided_loss=True)
     x_c, condition = (
         torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)),
         {"prompt": torch.tensor([0, 1])},
@@ -185,7 +185,7 @@ def test_the_guided_loss_is_that_of_the_guided_prediction(base):
 
 
 def test_dropped_prompts_are_empty(base):
-    task = TextToImage(16, 4, 2, guidance=1.0, images_per_prompt=1, prompt_dropout=1.0, guided_loss=False)
+    task = TextToImage(16, 4, 2, guidance=1.0, rollouts_per_condition=1, prompt_dropout=1.0, guided_loss=False)
     x_c = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     losses = [
         task.denoising_loss(base, x_c, 0.0, {"prompt": torch.tensor(rows)}, torch.Generator().manual_seed(2)).item()

@@ -65,7 +65,7 @@ def networks(device):
 
 def main():
     compute = Compute.of_job(threads=1, gpus=int(ON_GPU), precision="bf16" if ON_GPU else "fp32", compiled=ON_GPU)
-    task = TextToImage(8 * SIDE, 4, 8, guidance=1.0, images_per_prompt=1, prompt_dropout=0.1, guided_loss=False)
+    task = TextToImage(8 * SIDE, 4, 8, guidance=1.0, rollouts_per_condition=1, prompt_dropout=0.1, guided_loss=False)
     base, adapted = networks(compute.device)
     below, above = compute.compile(base), compute.compile(adapted)
     x = torch.randn(BATCH, *task.shape, generator=torch.Generator().manual_seed(0)).to(compute.device)

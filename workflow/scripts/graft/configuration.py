@@ -27,9 +27,6 @@ Validator = extend(
 NOISING_STEPS = 1000
 """Of `graft.paths.StableDiffusionPath`, which imports torch and would make every start slower."""
 
-GROUP_SIZES = {"images_per_prompt", "pages_per_condition"}
-"""Keys that say how many rollouts there are of a condition; null where all are compared with one another."""
-
 UNET_LISTS = ("block_out_channels", "down_block_types", "up_block_types")
 """Lists of a UNet2DModel's arguments that have one entry for each resolution."""
 
@@ -60,12 +57,11 @@ def check_references(config: dict[str, Any], assets: dict[str, Any]) -> None:
                     raise UserError(f"{place}.data.asset: {asset!r} is not in {config['assets']}{known}")
             if "methods" in settings[name]:
                 _check_rewards(place, settings[name], config["seeds"])
+                _check_group_size(place, settings[name])
             if "inversion" in settings[name]:
                 _check_corrections(place, settings[name])
             if "guidance" in settings[name]["points"]:
                 _check_latents(place, settings[name])
-            for key in GROUP_SIZES & settings[name]["points"].keys():
-                _check_group_size(place, settings[name], key)
 
 
 def _check_shards(place: str, shards: int, samples: int, batch_size: int, advice: str) -> None:
@@ -101,16 +97,16 @@ def _check_latents(place: str, setting: dict[str, Any]) -> None:
         raise UserError(f"{place}.points.downsampling: does not divide the image_size {points['image_size']}")
 
 
-def _check_group_size(place: str, setting: dict[str, Any], key: str) -> None:
-    """Check that rules which accept within a condition find enough rollouts of it."""
-    size = setting["points"][key]
+def _check_group_size(place: str, setting: dict[str, Any]) -> None:
+    """Check that rules which accept within a condition find enough rollouts of it, if there is one."""
+    size = setting["points"].get("rollouts_per_condition")
     for name, method in setting["methods"].items():
         rule = method.get("rule") or {}
         of = {"TopK": "m", "BestOf": "n"}.get(rule.get("type"))
         if size is not None and of and rule[of] > size:
             raise UserError(
-                f"{place}.methods.{name}.rule.{of}: {rule[of]} is more than points.{key} = {size}, and rules accept "
-                "within a condition"
+                f"{place}.methods.{name}.rule.{of}: {rule[of]} is more than points.rollouts_per_condition = {size}, "
+                "and rules accept within a condition"
             )
 
 

@@ -49,13 +49,13 @@ class Layouts(SetTask):
     and sizes, since edges are what is aligned. Classes are noised with the edges and denoised as probabilities, like
     the elements of molecules: one Gaussian chain, whose law above a cut is known.
 
-    Without `pages_per_condition` the condition is the number of elements, drawn from the data's histogram, and all
+    Without `rollouts_per_condition` the condition is the number of elements, drawn from the data's histogram, and all
     pages are compared with one another. With it the classes are given: they are the condition, those of pages of the
     data, with so many rollouts of each, which are compared with one another; and a point is (N, 4), the edges alone.
     """
 
     max_elements: int
-    pages_per_condition: int | None
+    rollouts_per_condition: int | None
 
     coordinates, spatial = 4, False
     lower_is_better = ("alignment_x100", "overlap", "fd_layout_network")
@@ -63,7 +63,7 @@ class Layouts(SetTask):
     @property
     def given_classes(self) -> bool:
         """Whether the classes are the condition."""
-        return self.pages_per_condition is not None
+        return self.rollouts_per_condition is not None
 
     @property
     def classes(self) -> int:
@@ -98,7 +98,7 @@ class Layouts(SetTask):
     ) -> Condition:
         """Conditions of the samples [start, stop), from the training pages; in the evaluation from held-out ones.
 
-        Given classes are those of the pages in a random order, `pages_per_condition` samples each, in the evaluation
+        Given classes are those of the pages in a random order, `rollouts_per_condition` samples each, in the evaluation
         one each; after the last page comes the first again. `page` numbers them. Numbers of elements are drawn.
         """
         evaluation = stage == Draw.EVALUATION
@@ -107,7 +107,7 @@ class Layouts(SetTask):
             rows = chunked_rows(len(classes), seed, draw, int(stage), *index, start=start, stop=stop)
             return self.condition_of(classes[rows])
         order = torch.randperm(len(classes), generator=generator(seed, draw, int(stage), *index))
-        turns = torch.arange(start, stop) // (1 if evaluation else self.pages_per_condition)
+        turns = torch.arange(start, stop) // (1 if evaluation else self.rollouts_per_condition)
         rows = order[turns % len(classes)]
         return {**self.condition_of(classes[rows]), "page": rows}
 

@@ -75,8 +75,8 @@ class TextToImage:
     """How pictures and their captions become points of a diffusion and back.
 
     A point (latent_channels, s, s), s = `image_size` / `downsampling`, is a latent of the base's autoencoder. guidance:
-    the scale s >= 1 of classifier-free guidance, in rollouts and evaluation. images_per_prompt: so many consecutive
-    rollouts share a prompt. prompt_dropout: share of the training samples whose prompt is emptied. guided_loss:
+    the scale s >= 1 of classifier-free guidance, in rollouts and evaluation. rollouts_per_condition: so many rollouts
+    in a row share a prompt. prompt_dropout: share of the training samples whose prompt is emptied. guided_loss:
     fine-tune the guided prediction, and not the conditional one with dropout: what draws guided rollouts is then what
     learns their law, so that without a selection that law stays as it is, and guidance is not compounded.
     """
@@ -85,7 +85,7 @@ class TextToImage:
     latent_channels: int
     downsampling: int
     guidance: float
-    images_per_prompt: int
+    rollouts_per_condition: int
     prompt_dropout: float
     guided_loss: bool
 
@@ -236,7 +236,7 @@ class TextToImage:
     ) -> Condition:
         """Conditions of the samples [start, stop): of each kind of prompt in turn the next, in a random order.
 
-        After the last prompt of a kind comes its first again. Rollouts take training prompts, `images_per_prompt`
+        After the last prompt of a kind comes its first again. Rollouts take training prompts, `rollouts_per_condition`
         samples each; the evaluation held-out ones, one each. Raises UserError if there are no such prompts.
         """
         table, evaluation = prompt_table(str(folder)), stage == Draw.EVALUATION
@@ -248,7 +248,7 @@ class TextToImage:
         for row in shuffled:
             orders[table.kinds[row]].append(row)
         kinds = list(orders.values())
-        turns = (number // (1 if evaluation else self.images_per_prompt) for number in range(start, stop))
+        turns = (number // (1 if evaluation else self.rollouts_per_condition) for number in range(start, stop))
         places = ((kinds[turn % len(kinds)], turn // len(kinds)) for turn in turns)
         return {"prompt": torch.tensor([order[place % len(order)] for order, place in places])}
 
