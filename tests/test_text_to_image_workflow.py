@@ -194,7 +194,7 @@ def test_a_hub_base_without_a_commit_is_one_line(tmp_path):
         ({"sampler": {"steps": 24}}, "sampler.steps: 24 does not divide Stable Diffusion's 1000 noising steps"),
         (
             {"points": {"rollouts_per_condition": 2}},
-            "rule.m: 4 is more than points.rollouts_per_condition = 2",
+            "methods.graft.rule.m: 4 is more than points.rollouts_per_condition = 2",
         ),
         ({"points": {"downsampling": 3}}, "points.downsampling: does not divide the image_size 16"),
         ({"points": {"guidance": 0.5}}, "points.guidance: 0.5 is less than the minimum of 1"),

@@ -147,7 +147,7 @@ def draw_metrics(axes: Axes, rows: pd.DataFrame, metrics: Sequence[str], relativ
             **method_style(methods, method),
         )
     better = rows.drop_duplicates("metric").set_index("metric")["better"]
-    labels = [name.replace("_", " ") + ARROWS[better[name]] for name in metrics]
+    labels = [name.replace("_", "\n", 1).replace("_", " ") + ARROWS[better[name]] for name in metrics]
     axes.set_xticks(range(len(metrics)), labels, fontsize=8)
     axes.set(ylabel="change over the base, %" if relative else "share")
     if relative:  # so that one method which ruins a metric does not hide the others
