@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from graft.paths import StraightPath
-from graft.rollouts import SamplerSettings, chain, continue_from, in_batches, noise_at, roll_out, rollouts
+from graft.rollouts import SamplerSettings, chain, continue_from, in_batches, noise_at, roll_out, roll_out_batches
 from graft.sampling import Ddim, Stage, sample, snapshots, uniform_times
 from graft.seeding import CHUNK, ChunkedNormal, Draw, chunked_rows
 
@@ -209,9 +209,9 @@ class Narrow(Model):
 
 def test_rollouts_that_do_not_fit_are_the_same_in_smaller_batches(cpu):
     chain_of = {"cut": 0, "settings": settings(), "condition": condition(0, 300), "drawn": (0, Draw.ROLLOUT, 1)}
-    whole = rollouts(Shifted(), Model(2.0), Model(0.5), compute=cpu, first=128, stops=[4], **chain_of)
+    whole = roll_out_batches(Shifted(), Model(2.0), Model(0.5), compute=cpu, first=128, stops=[4], **chain_of)
     parts = replace(cpu, smaller_batches=True)
-    found = rollouts(Shifted(), Narrow(2.0), Model(0.5), compute=parts, first=128, stops=[4], **chain_of)
+    found = roll_out_batches(Shifted(), Narrow(2.0), Model(0.5), compute=parts, first=128, stops=[4], **chain_of)
     assert len(found[0]) == 300
     for index in (0, 4):
         torch.testing.assert_close(found[index], whole[index], rtol=0, atol=1e-6)

@@ -6,7 +6,7 @@ from graft.branching import fixed_share
 from graft.files import write_json
 from graft.jobs import compute_of, run, task_of
 from graft.paths import unit_information
-from graft.rollouts import SamplerSettings, continue_from, in_batches, rollouts
+from graft.rollouts import SamplerSettings, continue_from, in_batches, roll_out_batches
 from graft.seeding import CHUNK, Draw
 from graft.shards import write_tensors
 
@@ -65,7 +65,9 @@ def first_rollouts(job, task, network, settings, compute, indices):
     # In the batches in which they were drawn, which on a CPU makes them the same to the last bit.
     drawn = min(-(-count // settings.batch_size) * settings.batch_size, job.params.rollouts)
     condition = task.conditions(job.input.data, seed, Draw.CONDITION, Draw.ROLLOUT, 1, start=0, stop=drawn)
-    states = rollouts(task, network, network, 0, settings, condition, compute, (seed, Draw.ROLLOUT, 1), stops=indices)
+    states = roll_out_batches(
+        task, network, network, 0, settings, condition, compute, (seed, Draw.ROLLOUT, 1), stops=indices
+    )
     first = {index: state[:count] for index, state in states.items()}
     return {name: value[:count] for name, value in condition.items()}, first
 

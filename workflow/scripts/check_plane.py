@@ -19,14 +19,14 @@ GRIDS = {"noise_grid": Grid(extent=7.0, cells=90, points=1), "data_grid": Grid(e
 
 
 def main(job):
-    params, rows = job.params, []
+    params, compute, rows = job.params, compute_of(job), []
     base = FlowMap(partial(PLANE.velocity, PATHS["straight"]), params.base_steps)
     # The base alone has no network, hence no seed: it is the same in all of them.
     alone = distances(base, standard_normal, PLANE.log_density, **GRIDS)
     for seed in params.seeds:
         rows.append(row(Chain(params.base_steps), seed, alone))
         for path in PATHS:
-            network = corrector(job, base, path, seed)
+            network = corrector(job, compute, base, path, seed)
             for steps in params.step_counts:
                 noise = partial(pushed, FlowMap(planar(network), steps), standard_normal)
                 measured = distances(base, noise, PLANE.log_density, **GRIDS)
@@ -34,7 +34,7 @@ def main(job):
     write_csv(job.output[0], rows)
 
 
-def corrector(job, base, path, seed):
+def corrector(job, compute, base, path, seed):
     """The network of a flow to the inverted noises of draws from the plane, shaped as images (2, 1, 1)."""
     params = job.params
     noises, found = base.inverse(PLANE.sample(params.samples, generator(seed, Draw.REFERENCE)))
@@ -46,7 +46,7 @@ def corrector(job, base, path, seed):
         params.training,
         seed=seed,
         run=0,
-        compute=compute_of(job),
+        compute=compute,
         checkpoint=checkpoint,
         identity=identity_of(job),
     )

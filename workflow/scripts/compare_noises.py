@@ -39,17 +39,17 @@ def main(job):
         def pairs(noise, steps=steps, seen=seen):
             return Pairs(*(values.flatten(1)[:, seen] for values in (noise, draw(job.input.base, steps, noise))))
 
-        real, again = of_different_images(inverted, images, shuffled, job.params.samples)
-        others = {DATA: again, **{chain: noise[: len(real)] for chain, noise in drawn.items()}}
+        some, again = of_different_images(inverted, images, shuffled, job.params.samples)
+        others, real = {DATA: again, **{chain: noise[: len(some)] for chain, noise in drawn.items()}}, pairs(some)
         named = progress(others.items(), f"telling apart {steps} steps")
-        tests = {chain: tell_apart(pairs(real), pairs(other), seed) for chain, other in named}
+        tests = {chain: tell_apart(real, pairs(other), seed) for chain, other in named}
         distances = deviations(target.flatten(1)[:, seen], drawn, seen, seed)
         rows += [
             {
                 "method": chain.method,
                 "base_steps": steps,
                 "corrector_steps": chain.corrector_steps,
-                "samples": len(real),
+                "samples": len(some),
                 **tests[chain],
                 "noise_frechet": distance,
                 "removed_share": removed_share(distances[Chain(steps)], distance, distances[DATA]),

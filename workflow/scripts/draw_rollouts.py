@@ -6,7 +6,7 @@ from pathlib import Path
 from graft.errors import UserError
 from graft.files import write_json
 from graft.jobs import compute_of, run, task_of
-from graft.rollouts import SamplerSettings, rollouts
+from graft.rollouts import SamplerSettings, roll_out_batches
 from graft.seeding import Draw
 from graft.shards import shard_batches, write_tensors
 
@@ -28,7 +28,7 @@ def main(job):
         if name != "base":
             above = compute.compile(task.load_tuned(base, Path(job.input.tuned[0]) / name))
         stops, started = [settings.index(stop) for stop in params.stops[name]], time.monotonic()
-        drawn = rollouts(
+        drawn = roll_out_batches(
             task,
             above,
             below,

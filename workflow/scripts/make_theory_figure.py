@@ -28,7 +28,8 @@ def main(job):
     part = dict(list(table.groupby("statement", sort=False)))
     cuts = list(pd.concat([part["cuts"], part["suggestions"]]).groupby(["task", "setting"], sort=False))
     cuts = [(names, rows) for names, rows in cuts if names != BRANCHED]  # beside the truth in the table
-    tests = list(part["noise"][part["noise"]["task"] == "images"].groupby("setting", sort=False))
+    plane = part["noise"]["task"] == "mixture"
+    tests = list(part["noise"][~plane].groupby(["task", "setting"], sort=False))
     heights = [1, rows_of(len(cuts) + 1), rows_of(1 + len(tests))]
     figure, panels = pyplot.subplots(sum(heights), COLUMNS, figsize=(13, 3.7 * sum(heights)), layout="constrained")
     laws, middle, last = (rows.ravel() for rows in np.split(panels, np.cumsum(heights)[:-1]))
@@ -39,9 +40,9 @@ def main(job):
         plain = job.params.plain.get(task, {}).get(setting)
         draw_cuts(axes, *curves_and_gains(rows, plain), title=f"{task}: {setting}")
     draw_key(middle[len(cuts)], middle[0])
-    draw_plane(last[0], part["noise"][part["noise"]["task"] == "mixture"])
-    for axes, (setting, rows) in zip(last[1:], tests, strict=False):
-        draw_two_sample_tests(axes, rows, f"images: {setting}")
+    draw_plane(last[0], part["noise"][plane])
+    for axes, ((task, setting), rows) in zip(last[1:], tests, strict=False):
+        draw_two_sample_tests(axes, rows, f"{task}: {setting}")
     for axes in panels.ravel():
         axes.set_visible(axes.has_data() or axes.get_legend() is not None)
     save(figure, job.output.png, job.output.pdf)

@@ -65,9 +65,6 @@ EXTRAS = ["statement", "setting", "level", "base_steps", "corrector_steps"]
 ROUNDING = 1e-9
 """Standard errors relative to the mean below which there are none."""
 
-METHOD = "TopK(k=1, m=4)"
-"""The rule that the mixture's cuts are studied under."""
-
 
 def main(job):
     found = [accepted(job.input.rejection), known_cuts(job.input.mixture), *cuts_of(job), corrected(job.input.plane)]
@@ -117,7 +114,7 @@ def accepted(path):
 def known_cuts(path):
     """Cuts on the mixture, where branching can be compared with the truth."""
     found = pd.read_csv(path).rename(columns={"quantity": "metric"})
-    found = found.assign(statement=statement_of(found), task="mixture", method=METHOD)
+    found = found.assign(statement=statement_of(found), task="mixture")
     exact = found.drop(columns=["mean", "stderr"]).rename(columns={"exact": "mean"}).assign(setting="plane, exact")
     branched = found.drop(columns="exact").assign(setting="plane, branched")
     return pd.concat([exact, branched]).dropna(subset="mean")
@@ -145,12 +142,15 @@ def corrected(path):
 
 def told_apart(paths):
     """Two-sample tests of images and of their noises."""
-    found = [pd.read_csv(path).assign(seed=path.parent.name, setting=path.parents[1].name) for path in map(Path, paths)]
+    found = []
+    for path in map(Path, paths):
+        seed, setting, task = (folder.name for folder in path.parents[:3])
+        found.append(pd.read_csv(path).assign(seed=seed, setting=setting, task=task))
     values = pd.concat(found)
     values = values.drop(columns=[name for name in values if name.endswith("_stderr")])
-    keys = ["setting", *CHAIN, "samples"]
+    keys = ["task", "setting", *CHAIN, "samples"]
     table = summarise(values.melt(["seed", *keys], var_name="metric"), [*keys, "metric"])
-    return table.assign(statement="noise", task="images")
+    return table.assign(statement="noise")
 
 
 run(main, snakemake)

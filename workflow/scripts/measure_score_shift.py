@@ -30,11 +30,11 @@ def main(job):
             found.append(noise_at(task, network, x, settings.time(index), part, compute).cpu())
         return torch.cat(found)
 
-    below, rows = compute.compile(base), []
-    expected = {index: noise(below, index) for index in sorted(snapshots) if index > 0}
+    rows = []
+    expected = {index: noise(base, index) for index in sorted(snapshots) if index > 0}
     for folder, members in zip(job.input.tuned, job.params.members, strict=True):
         for name, cut in members.items():
-            above = compute.compile(task.load_tuned(base, Path(folder) / name))
+            above = task.load_tuned(base, Path(folder) / name)
             # At the cut and below, the base runs.
             for index in (index for index in expected if index > settings.index(cut)):
                 shift = (noise(above, index) - expected[index]).flatten(1).double().square().sum(dim=1)

@@ -30,7 +30,8 @@ EXACT = TiltedMixture(
 
 def main(job):
     cuts = [EXACT.at(level) for level in LEVELS]
-    write_csv(job.output[0], [*estimates(cuts, job.params.seed), *score_shifts(cuts)])
+    rows = [*estimates(cuts, job.params.seed), *score_shifts(cuts)]
+    write_csv(job.output[0], [{"method": str(EXACT.rule), **row} for row in rows])
 
 
 def estimates(cuts, seed):

@@ -134,7 +134,7 @@ def in_batches(
         yield slice(start, stop), part, noise
 
 
-def rollouts(
+def roll_out_batches(
     task: Any,
     above: Callable[..., Tensor],
     below: Callable[..., Tensor],
