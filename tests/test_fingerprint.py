@@ -157,6 +157,49 @@ def test_code_that_comes_into_reach_counts(write):
     assert fingerprint(write([call, imported])) != fingerprint(write([call, imported, edit]))
 
 
+HEIRS = """
+from graft.networks.small import Network
+
+class Plain:
+    def called(self, x):
+        return x
+
+class Heir(Plain):
+    def named(self, x):
+        return self.called(x) + 1
+
+    def unnamed(self, x):
+        return x + 2
+
+class Framed(Network):
+    def unnamed(self, x):
+        return x + 3
+
+def measure(x):
+    return Heir().named(x), Framed(x)
+"""
+"""In place of `graft/metrics.py`: classes that inherit within the package, one of them from a framework in the end."""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "counts"),
+    [
+        ("self.called(x) + 1", "self.called(x) + 4", True),
+        ("return x\n", "return -x\n", True),
+        ("x + 2", "x + 4", False),
+        ("x + 3", "x + 4", True),
+    ],
+    ids=["method", "inherited method", "method that nothing names", "method of a framework's class"],
+)
+def test_methods_of_classes_that_inherit_from_plain_ones_count_where_they_are_named(write, old, new, counts):
+    def script(text):
+        measured = ("train.py", "from graft.losses import loss", "from graft.metrics import measure as loss")
+        return write([measured, ("graft/metrics.py", "def measure(x):\n    return x", text.strip())])
+
+    assert HEIRS.count(old) == 1
+    assert (fingerprint(script(HEIRS)) != fingerprint(script(HEIRS.replace(old, new)))) == counts
+
+
 @pytest.mark.parametrize("statement", ["from graft import helpers", "import graft.helpers as helpers"])
 def test_modules_are_followed_however_they_are_imported(write, statement):
     imported = ("graft/losses.py", "from graft.helpers import halve", statement)
@@ -215,6 +258,22 @@ def test_editing_a_task_concerns_its_own_jobs(copy):
     assert changed(before, after) == set()
     scripts = [folder / "train_base.py" for folder in (before, after)]
     assert len({fingerprint(script, task="molecules") for script in scripts}) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "function"),
+    [("graft/metrics/molecules.py", "largest_fragment"), ("graft/tasks/molecules.py", "drug_likeness")],
+)
+def test_editing_a_metric_or_a_reward_of_molecules_draws_and_trains_no_base(copy, file, function):
+    before, after = copy(), copy(file, function)
+    scripts = [path.name for path in before.glob("*.py") if "task_of" in path.read_text()]
+    changed = {
+        name
+        for name in scripts
+        if fingerprint(before / name, task="molecules") != fingerprint(after / name, task="molecules")
+    }
+    assert {"score_rollouts.py", "evaluate_models.py"} <= changed
+    assert not {"prepare_data.py", "train_base.py", "draw_rollouts.py"} & changed
 
 
 @pytest.mark.parametrize("function", ["denoiser", "weight", "denoising_loss", "build_network"])

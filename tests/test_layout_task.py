@@ -367,23 +367,23 @@ def test_keys_are_the_same_for_the_same_boxes_on_a_grid_in_any_order():
     near, far = corners(samples.boxes * samples.mask[..., None])
     near, far = (near * GRID).round() / GRID, (far * GRID).round() / GRID
     on_grid = Pages(torch.cat([(near + far) / 2, far - near], dim=-1), samples.classes)
-    keys = DRAWN.keys(on_grid)
+    keys = DRAWN.sample_keys(on_grid)
     back = DRAWN.decode(DRAWN.encode(*on_grid), DRAWN.condition_of(on_grid.classes))
-    assert DRAWN.keys(back) == keys, "centres lie on half steps of the grid, edges do not"
+    assert DRAWN.sample_keys(back) == keys, "centres lie on half steps of the grid, edges do not"
     order = torch.tensor([4, 2, 0, 5, 1, 3])
-    assert DRAWN.keys(Pages(*(part[:, order] for part in on_grid))) == keys
+    assert DRAWN.sample_keys(Pages(*(part[:, order] for part in on_grid))) == keys
     shift = 0.4 / GRID * torch.where(torch.rand(2, 20, 6, 2, generator=generator(1)) < 0.5, 1, -1)
     moved = torch.cat([(near + far + shift.sum(dim=0)) / 2, far - near + shift[1] - shift[0]], dim=-1)
-    assert DRAWN.keys(Pages(moved, on_grid.classes)) == keys, "padding does not matter either"
+    assert DRAWN.sample_keys(Pages(moved, on_grid.classes)) == keys, "padding does not matter either"
     assert len(set(keys)) == 20
-    assert DRAWN.keys(Pages(on_grid.boxes.where(on_grid.mask[..., None], 0.7), on_grid.classes)) == keys
+    assert DRAWN.sample_keys(Pages(on_grid.boxes.where(on_grid.mask[..., None], 0.7), on_grid.classes)) == keys
     for channel in range(4):
         moved = on_grid.boxes.clone()
         moved[:, 0, channel] += 2 / GRID
-        assert not set(DRAWN.keys(Pages(moved, on_grid.classes))) & set(keys), channel
+        assert not set(DRAWN.sample_keys(Pages(moved, on_grid.classes))) & set(keys), channel
     other = on_grid.classes.clone()
     other[:, 0] = other[:, 0] % len(CLASSES) + 1
-    assert not set(DRAWN.keys(Pages(on_grid.boxes, other))) & set(keys)
+    assert not set(DRAWN.sample_keys(Pages(on_grid.boxes, other))) & set(keys)
 
 
 def features(seed=0, width=16):
@@ -424,8 +424,8 @@ def test_real_pages_are_as_many_training_pages_as_asked_for_and_all_held_out_one
     found = DRAWN.real(folder, 15, seed=3)
     assert found.keys() == {"data_train", "data_test"}
     assert all(torch.equal(*parts) for parts in zip(found["data_test"], held_out, strict=True))
-    assert len(found["data_train"].boxes) == len(set(DRAWN.keys(found["data_train"]))) == 15
-    assert set(DRAWN.keys(found["data_train"])) < set(DRAWN.keys(Pages(*training)))
+    assert len(found["data_train"].boxes) == len(set(DRAWN.sample_keys(found["data_train"]))) == 15
+    assert set(DRAWN.sample_keys(found["data_train"])) < set(DRAWN.sample_keys(Pages(*training)))
     assert torch.equal(DRAWN.real(folder, 15, seed=3)["data_train"].boxes, found["data_train"].boxes)
     assert not torch.equal(DRAWN.real(folder, 15, seed=4)["data_train"].boxes, found["data_train"].boxes)
 

@@ -419,8 +419,8 @@ def test_keys_are_the_same_for_the_same_molecule_however_it_lies():
     x_0 = TASK.encode(positions, numbers)
     x_0 = torch.cat([turned_at_random(x_0[..., :3], generator(5)), x_0[..., 3:]], dim=-1)
     turned = TASK.decode(x_0, {"atoms": (numbers > 0).sum(dim=1)})
-    keys = TASK.keys(cloud())
-    assert TASK.keys(turned) == keys
+    keys = TASK.sample_keys(cloud())
+    assert TASK.sample_keys(turned) == keys
     assert len(set(keys[:4])) == 4
     assert [key and Chem.CanonSmiles(key) for key in keys[:4]] == ["C", "O", "C#N", "CO"]
     assert keys[5] is None
@@ -450,7 +450,7 @@ def test_conditions_have_the_datas_histogram_of_sizes(tmp_path):
 
 
 def test_known_keys_are_those_of_the_data(tmp_path, cpu):
-    assert TASK.reference(prepared(tmp_path / "data"), None, cpu) == set(TASK.keys(cloud())) - {None}
+    assert TASK.reference(prepared(tmp_path / "data"), None, cpu) == set(TASK.sample_keys(cloud())) - {None}
 
 
 def test_a_picture_shows_molecules_side_by_side_broken_ones_too():

@@ -15,7 +15,12 @@ def main(job):
         samples = task.load_samples([job.input.samples], name, job.input.data)
         rewards = task.rewards(samples, job.params.reward, compute)
         check_failures(rewards, job.params.reward["max_failed"])
-        columns = {"model": name, "group": task.group(condition).numpy(), "reward": rewards, "key": task.keys(samples)}
+        columns = {
+            "model": name,
+            "group": task.group(condition).numpy(),
+            "reward": rewards,
+            "key": task.sample_keys(samples),
+        }
         tables.append(pd.DataFrame(columns))
     write_csv(job.output[0], pd.concat(tables))
 

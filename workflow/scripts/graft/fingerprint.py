@@ -2,9 +2,10 @@
 
 Comments, blank lines and docstrings do not count. From the rule's script on, names are followed to the functions and
 classes of `graft` that they stand for, in the module itself or where an import has them from; of every module that
-gets imported on the way, the statements outside functions and classes count too. Of a class without bases the methods
-count that some counting code names; another class counts as a whole, because frameworks call methods that no code
-names (forward). So a rule depends on what it can reach, and editing a metric does not train a base again.
+gets imported on the way, the statements outside functions and classes count too. Of a plain class, which inherits from
+none but plain classes of the package, the methods count that some counting code names; another class counts as a whole,
+because frameworks call methods that no code names (forward). So a rule depends on what it can reach, and editing a
+metric does not train a base again.
 """
 
 from __future__ import annotations
@@ -119,14 +120,35 @@ def parse(path: Path) -> Module:
     tree = WithoutDocstrings().visit(ast.parse(path.read_text(), str(path)))
     units: dict[str | None, list[ast.stmt]] = {None: [node for node in tree.body if not isinstance(node, Definition)]}
     for node in (node for node in tree.body if isinstance(node, Definition)):
-        if isinstance(node, ast.ClassDef) and not node.bases:
+        if isinstance(node, ast.ClassDef) and node.name in plain_classes(path):
             methods = [item for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
             node.body = [item for item in node.body if item not in methods]
             units |= {f"{node.name}.{method.name}": [method] for method in methods}
         units[node.name] = [node]
-    imports = [node for node in ast.walk(tree) if isinstance(node, Import)]
+    return Module(units, bound_names(tree, path))
+
+
+@cache
+def plain_classes(path: Path) -> set[str]:
+    """Names of the classes of a module that inherit from none but such classes of the package."""
+    tree, plain = ast.parse(path.read_text()), set[str]()
+    bound = bound_names(tree, path)
+    for node in tree.body:  # a class stands below those of its module that it inherits from
+        if isinstance(node, ast.ClassDef):
+            bases = [base.id if isinstance(base, ast.Name) else None for base in node.bases]
+            if all(
+                base in plain or (base in bound and bound[base].name in plain_classes(bound[base].path))
+                for base in bases
+            ):
+                plain.add(node.name)
+    return plain
+
+
+def bound_names(tree: ast.Module, path: Path) -> dict[str, Reference]:
+    """What all imports in the module at `path` bind names to."""
     root = package_root(path)
-    return Module(units, {word: target for node in imports for word, target in bindings(node, root).items()})
+    imports = [node for node in ast.walk(tree) if isinstance(node, Import)]
+    return {word: target for node in imports for word, target in bindings(node, root).items()}
 
 
 def bindings(node: ast.Import | ast.ImportFrom, root: Path) -> dict[str, Reference]:

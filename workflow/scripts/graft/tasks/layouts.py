@@ -178,7 +178,7 @@ class Layouts(SetTask):
         )
         return per_sample(load_reward(reward["function"], known=("tidiness",)), arguments)
 
-    def keys(self, samples: Pages) -> list[str | None]:
+    def sample_keys(self, samples: Pages) -> list[str | None]:
         """What makes two samples the same: the classes and the edges on a grid."""
         centre, half = samples.boxes[..., :2], samples.boxes[..., 2:] / 2
         edges = torch.cat([centre - half, centre + half], dim=-1)

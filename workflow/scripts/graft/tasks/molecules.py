@@ -143,7 +143,7 @@ class Molecules(SetTask):
         arguments = ((place[number > 0], number[number > 0]) for place, number in zip(positions, numbers, strict=True))
         return per_sample(load_reward(function, known=("stability", "qed")), arguments)
 
-    def keys(self, molecules: Cloud) -> list[str | None]:
+    def sample_keys(self, molecules: Cloud) -> list[str | None]:
         """What makes two samples the same: the canonical SMILES, None where there is none."""
         return canonical_smiles(*molecules)
 

@@ -293,7 +293,7 @@ class TextToImage:
         function = load_reward(reward["function"], known=("vqascore",))
         return per_sample(function, zip(images, samples.captions, strict=True))
 
-    def keys(self, samples: Pictures) -> list[str | None]:
+    def sample_keys(self, samples: Pictures) -> list[str | None]:
         """What makes two samples the same; no two pictures are."""
         return [None] * len(samples.captions)
 
