@@ -416,7 +416,8 @@ def test_editing_the_inversion_reruns_what_follows_from_it_and_not_the_base(copy
     source = copy.folder / "workflow/scripts/graft/inversion.py"
     source.write_text(source.read_text().replace("MEMORY = 5", "MEMORY = 4"))
     planned = copy.planned("all")
-    assert {"invert_data", "train_correctors", "fit_shift_and_scale", "sample_chains", "table_images"} <= planned
+    following = {"train_correctors", "fit_shift_and_scale", "sample_chains", "evaluate_samples", "table_images"}
+    assert {"invert_data", *following} <= planned
     assert not {"train_base", "prepare_data", "train_features", "fetch_asset"} & planned
 
 
