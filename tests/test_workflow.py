@@ -224,6 +224,7 @@ def test_every_table_and_figure_is_made(demo):
     assert chains == {
         ("data", 0, 0),
         *(("base", steps, 0) for steps in (4, 8, 16)),
+        ("shift_and_scale", 4, 0),
         *((f"inc_{path}", 4, 1) for path in ("straight", "trigonometric")),
     }
     assert set(table["metric"]) == {
@@ -275,7 +276,7 @@ def test_flops_of_a_chain_are_those_of_its_steps(demo):
     step = 2 * (64 * 16 + 64 * 16 + 16 * 16 + 2 * 16 * 16 + 16 * 64) / 1e9
     assert flops["base", 4] == pytest.approx(4 * step, rel=1e-6)
     assert flops["base", 16] == pytest.approx(16 * step, rel=1e-6)
-    assert flops["base", 4] < flops["inc_straight", 4] < flops["base", 8]
+    assert flops["shift_and_scale", 4] == flops["base", 4] < flops["inc_straight", 4] < flops["base", 8]
 
 
 def test_provenance_says_what_a_reader_asks(demo):
@@ -305,6 +306,25 @@ def test_inverted_noises_are_of_the_images_that_they_name(demo):
     assert (points - images).std().item() == pytest.approx(0.1, abs=0.01)
 
 
+def test_samples_of_the_control_are_the_base_s_from_noises_with_the_moments_of_the_inverted_ones(demo):
+    from graft.networks.flows import load_network, velocity_of
+    from graft.sampling import flow_stage, sample
+    from graft.seeding import Draw, chunked_normal
+    from graft.shards import TensorFile
+    from graft.tasks.images import Images
+
+    folder = demo.folder / "results/demo/images/digits"
+    inverted = TensorFile(demo.folder / f"{INVERTED}/shard0.safetensors").tensor("noise_4")
+    fresh = chunked_normal(0, Draw.NOISE, 0, 64, (1, 8, 8))
+    moved = inverted.mean(dim=0) + inverted.std(dim=0, correction=0) * fresh
+    images = sample(moved, [flow_stage(velocity_of(load_network(folder / "base")), 4)])
+    expected = Images(**DEFAULTS["images"]["settings"]["digits"]["points"]).decode(images)
+    found = TensorFile(folder / "seed0/samples/shard0.safetensors").tensor("shift_and_scale_4_0")[:64]
+    # Rounding in float32 may cross from one of 256 greys to the next.
+    assert (found.int() - expected.int()).abs().max() <= 1
+    assert (found == expected).double().mean() > 0.999
+
+
 def test_the_theory_is_checked(demo):
     """On the plane and on the trained models, whatever a run of tiny budgets has to say."""
     folder = demo.folder / "results/demo"
@@ -317,7 +337,7 @@ def test_the_theory_is_checked(demo):
     assert list(plane["corrector_steps"]) == [0, 2, 2]
     assert (plane["noise_total_variation"] - plane["data_total_variation"]).abs().max() < 2e-3
     tests = pd.read_csv(folder / "images/digits/seed0/noise_tests.csv").set_index("method")
-    assert list(tests.index) == ["data", "base", "inc_straight", "inc_trigonometric"]
+    assert list(tests.index) == ["data", "base", "shift_and_scale", "inc_straight", "inc_trigonometric"]
     assert (tests["samples"] == 96).all()
     assert tests[["noise_accuracy", "data_accuracy"]].stack().between(0.2, 1).all()
     assert tests.loc["data", "removed_share"] == 1
@@ -396,7 +416,8 @@ def test_editing_the_inversion_reruns_what_follows_from_it_and_not_the_base(copy
     source = copy.folder / "workflow/scripts/graft/inversion.py"
     source.write_text(source.read_text().replace("MEMORY = 5", "MEMORY = 4"))
     planned = copy.planned("all")
-    assert {"invert_data", "train_correctors", "sample_chains", "evaluate_samples", "table_images"} <= planned
+    following = {"train_correctors", "fit_shift_and_scale", "sample_chains", "evaluate_samples", "table_images"}
+    assert {"invert_data", *following} <= planned
     assert not {"train_base", "prepare_data", "train_features", "fetch_asset"} & planned
 
 

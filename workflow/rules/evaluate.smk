@@ -8,6 +8,7 @@ rule sample_chains:
             "<results>/images/{{setting}}/seed{{seed}}/correctors/{path}",
             path=task_setting("corrector/paths"),
         ),
+        shift_and_scale="<results>/images/{setting}/shift_and_scale.safetensors",
     output:
         samples="<results>/images/{setting}/seed{seed}/samples/shard{shard}.safetensors",
         timing="<results>/images/{setting}/seed{seed}/samples/shard{shard}_timing.json",

@@ -1,5 +1,5 @@
-# Needs: the data and base of a setting. Makes: the data's noises under the base's exact inverse, and the correctors
-# that learn the law of those noises.
+# Needs: the data and base of a setting. Makes: the data's noises under the base's exact inverse, the correctors that
+# learn the law of those noises, and their control, which learns no more than the law's means and standard deviations.
 
 
 rule invert_data:
@@ -63,3 +63,26 @@ rule train_correctors:
         code=code("train_correctors.py"),
     script:
         "../scripts/train_correctors.py"
+
+
+rule fit_shift_and_scale:
+    input:
+        noise=inverted_noises,
+    output:
+        "<results>/images/{setting}/shift_and_scale.safetensors",
+    log:
+        "<logs>/fit_shift_and_scale/{setting}.log",
+    benchmark:
+        "<benchmarks>/fit_shift_and_scale/{setting}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: config["compute"]["threads"]["default"]
+    resources:
+        gpu=0,
+        mem_mb=2000,
+        runtime=60,
+    params:
+        step_counts=task_setting("inversion/step_counts"),
+        code=code("fit_shift_and_scale.py"),
+    script:
+        "../scripts/fit_shift_and_scale.py"

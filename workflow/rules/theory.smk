@@ -61,6 +61,7 @@ rule compare_noises:
             "<results>/images/{{setting}}/seed{{seed}}/correctors/{path}",
             path=task_setting("corrector/paths"),
         ),
+        shift_and_scale="<results>/images/{setting}/shift_and_scale.safetensors",
     output:
         "<results>/images/{setting}/seed{seed}/noise_tests.csv",
     log:

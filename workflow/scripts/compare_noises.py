@@ -1,17 +1,15 @@
 """Tell inverted noises from those that samplers start from, and data from samples, before and after correction."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
 from graft.jobs import compute_of, run
+from graft.links import Flow, load_correctors
 from graft.metrics.images import frechet_distance
 from graft.metrics.two_sample import Pairs, matched_normal, removed_share, tell_apart
-from graft.networks.flows import load_network, velocity_of
-from graft.noise_correction import DATA, Chain
+from graft.noise_correction import DATA, Chain, chains
 from graft.progress import progress
-from graft.sampling import flow_stage, sample
+from graft.sampling import sample
 from graft.seeding import Draw, chunked_normal, generator, random_rows
 from graft.shards import ShardedTensor, shard_batches
 from graft.tables import write_csv
@@ -22,22 +20,28 @@ COORDINATES = 256
 
 def main(job):
     compute, seed, rows = compute_of(job), int(job.wildcards.seed), []
+    # In float32, as the inversion is, so that a noise and its image stay one pair: the rule asks for nothing else.
+    base = Flow.load(job.input.base, compute)
+    folders = dict(zip(job.params.paths, job.input.correctors, strict=True))
+    correctors = load_correctors(folders, job.input.shift_and_scale, job.params.step_counts, compute)
 
-    def draw(folder, steps, noise):
-        """In float32, as the inversion is, so that a noise and its image stay one pair."""
-        stage = flow_stage(velocity_of(load_network(folder).to(compute.device)), steps)
+    def draw(link, steps, noise):
         batches = shard_batches(len(noise), job.params.batch_size, shard=0, shards=1)
-        return torch.cat([sample(noise[start:stop].to(compute.device), [stage]).cpu() for start, stop in batches])
+        stages = [link.stage(steps)]
+        return torch.cat([sample(noise[start:stop].to(compute.device), stages).cpu() for start, stop in batches])
 
     for steps in job.params.step_counts:
         inverted, images = (ShardedTensor(job.input.noise, f"{name}_{steps}") for name in ("noise", "rows"))
         shuffled = torch.randperm(len(inverted), generator=generator(seed, Draw.SUBSET, steps))
         target = inverted[shuffled[: job.params.samples]]
-        drawn = drawn_noises(job, steps, chunked_normal(seed, Draw.NOISE, 0, len(target), inverted.shape), draw)
+        fresh = chunked_normal(seed, Draw.NOISE, 0, len(target), inverted.shape)
+        corrected = [each for each in chains([steps], job.params.paths, [job.params.corrector_steps]) if each.corrector]
+        drawn = {each: draw(correctors[each.corrector, steps], each.corrector_steps, fresh) for each in corrected}
+        drawn = {Chain(steps): fresh, **drawn}  # the base alone starts from fresh noises
         seen = random_rows(target[0].numel(), COORDINATES, seed, Draw.SUBSET)
 
         def pairs(noise, steps=steps, seen=seen):
-            return Pairs(*(values.flatten(1)[:, seen] for values in (noise, draw(job.input.base, steps, noise))))
+            return Pairs(*(values.flatten(1)[:, seen] for values in (noise, draw(base, steps, noise))))
 
         some, again = of_different_images(inverted, images, shuffled, job.params.samples)
         others, real = {DATA: again, **{chain: noise[: len(some)] for chain, noise in drawn.items()}}, pairs(some)
@@ -57,14 +61,6 @@ def main(job):
             for chain, distance in distances.items()
         ]
     write_csv(job.output[0], rows)
-
-
-def drawn_noises(job, steps, fresh, draw):
-    """What the base starts from alone, fresh noises, and what each path's corrector makes of them, by chain."""
-    corrector_steps, drawn = job.params.corrector_steps, {Chain(steps): fresh}
-    for path, folder in zip(job.params.paths, job.input.correctors, strict=True):
-        drawn[Chain(steps, path, corrector_steps)] = draw(Path(folder) / f"base{steps}", corrector_steps, fresh)
-    return drawn
 
 
 def of_different_images(inverted, images, shuffled, samples):

@@ -1,4 +1,4 @@
-"""Table of unconditional images: quality against FLOPs for every chain of flows, and its cost companion."""
+"""Table of unconditional images: quality against FLOPs for every chain, and its cost companion."""
 
 from pathlib import Path
 
@@ -78,9 +78,9 @@ def costs_of(job, name, plan):
     seconds = pd.concat(sampled, axis=1)
     for chain in chains(**plan["chains"]):
         trained = [
-            read_json(folder / f"seed{seed}" / "correctors" / f"{chain.path}_timing.json")["images_per_second"]
+            read_json(folder / f"seed{seed}" / "correctors" / f"{chain.corrector}_timing.json")["images_per_second"]
             for seed in job.params.seeds
-            if chain.path
+            if chain.corrector_steps
         ]
         rates = [rates[str(chain.base_steps)] for rates in trained]
         yield {

@@ -21,6 +21,7 @@ matplotlib.use("Agg")
 
 STYLES = {
     "base": {"color": "#444444", "marker": "o", "label": "base alone"},
+    "shift_and_scale": {"color": "#009e73", "marker": "D", "label": "shift and scale of the noise (control)"},
     "inc_straight": {"color": "#d55e00", "marker": "s", "label": "corrector, straight path"},
     "inc_trigonometric": {"color": "#0072b2", "marker": "^", "label": "corrector, trigonometric path"},
 }
@@ -39,21 +40,22 @@ def subplots_of_settings(count: int) -> tuple[Figure, np.ndarray]:
 
 
 def draw_quality(axes: Axes, rows: pd.DataFrame) -> None:
-    """Mean Frechet distance with its standard error against GFLOPs an image, one curve a method and base step count.
+    """Mean Frechet distance with its standard error against GFLOPs an image, one curve a method.
 
-    rows: the lines of one setting and one metric of the tidy table.
+    A method with corrector steps has one for each base step count. rows: the lines of one setting and one metric of the
+    tidy table.
     """
     axes.set_title(rows["setting"].iloc[0], loc="left")
     for (method, base_steps), curve in _curves(rows):
         curve = curve.sort_values("gflops_per_image")
         style = dict(STYLES[method])
-        if method != "base":
+        if base_steps:
             style["label"] += f", {base_steps} base steps"
         axes.errorbar(
             curve["gflops_per_image"], curve["mean"], curve["stderr"], capsize=2, markersize=5, linewidth=1.2, **style
         )
         for row in curve.itertuples():
-            steps = f"{row.base_steps}" if method == "base" else f"{row.base_steps}+{row.corrector_steps}"
+            steps = f"{row.base_steps}+{row.corrector_steps}" if row.corrector_steps else f"{row.base_steps}"
             axes.annotate(
                 steps, (row.gflops_per_image, row.mean), xytext=(4, 4), textcoords="offset points", fontsize=7
             )
@@ -69,12 +71,12 @@ def draw_quality(axes: Axes, rows: pd.DataFrame) -> None:
 
 def _curves(rows: pd.DataFrame):
     rows = rows[rows["method"].isin(STYLES)]
-    corrected = rows["base_steps"].where(rows["method"] != "base", 0)
+    corrected = rows["base_steps"].where(rows["corrector_steps"] > 0, 0)
     return rows.groupby(["method", corrected], sort=False)
 
 
 def draw_samples(axes: Axes, rows: pd.DataFrame, samples: TensorFile) -> None:
-    """Rows of samples that start from the same noises: the base at N and 2N steps, the best corrector of each path.
+    """Rows of samples that start from the same noises: the base at N and 2N steps, each corrector at its best.
 
     rows: the lines of one setting and of its Frechet distance.
     """
@@ -94,7 +96,7 @@ def _compared(rows: pd.DataFrame) -> list[Chain]:
         raise ValueError(f"the best chain by which of {sorted(set(rows['metric']))}?")
     steps = int(rows.loc[rows["method"].str.startswith("inc"), "base_steps"].min())
     chosen = [Chain(steps), Chain(2 * steps)]
-    for method in ("inc_straight", "inc_trigonometric"):
+    for method in (name for name in STYLES if name != "base"):
         candidates = rows[(rows["method"] == method) & (rows["base_steps"] == steps)]
         if len(candidates):
             best = candidates.loc[candidates["mean"].idxmin()]
@@ -112,7 +114,7 @@ def _strip(samples: TensorFile, chain: Chain) -> np.ndarray:
 
 def _title(chain: Chain) -> str:
     label = STYLES[chain.method]["label"]
-    return f"{label}\n{chain.base_steps}" + (f"+{chain.corrector_steps}" if chain.path else "") + " steps"
+    return f"{label}\n{chain.base_steps}" + (f"+{chain.corrector_steps}" if chain.corrector_steps else "") + " steps"
 
 
 COLOURS = ["#444444", "#999999", "#0072b2", "#56b4e9", "#009e73", "#8fce9c", "#e69f00", "#d55e00", "#cc79a7", "#f0e442"]

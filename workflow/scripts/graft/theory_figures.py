@@ -16,6 +16,7 @@ RULES = {
 CHAINS = {
     "data": {"color": "#999999", "label": "data against data"},
     "base": {"color": "#444444", "label": "no corrector"},
+    "shift_and_scale": {"color": "#009e73", "label": "shift and scale (control)"},
     "inc_straight": {"color": "#d55e00", "label": "straight corrector"},
     "inc_trigonometric": {"color": "#0072b2", "label": "trigonometric corrector"},
 }
@@ -171,7 +172,7 @@ def draw_two_sample_tests(axes: Axes, rows: pd.DataFrame, title: str) -> None:
             style = dict(CHAINS[method]) if place == 0 else {"color": CHAINS[method]["color"]}
             axes.bar(x, height - 0.5, bottom=0.5, width=0.75 / len(methods), **style)
             axes.errorbar(x, height, error[f"{space}_accuracy"], color="black", capsize=2, linewidth=1)
-            if place == 0 and method.startswith("inc") and np.isfinite(found.get("removed_share", np.nan)):
+            if place == 0 and method not in ("data", "base") and np.isfinite(found.get("removed_share", np.nan)):
                 axes.annotate(
                     f"{found['removed_share']:.0%}", (x, max(height, 0.5)), ha="center", va="bottom", fontsize=7
                 )
