@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
 from typing import IO, TypeVar
 
 import torch
@@ -51,6 +53,8 @@ class Compute:
         # Tuning every convolution to its shape pays only where shapes stay the same, as they must when compiled: in an
         # inversion the batch shrinks as samples converge, and each size would be tuned anew.
         torch.backends.cudnn.benchmark = bool(gpus) and compiled
+        if compiled:
+            compile_on(threads)
         return cls(lease_gpu() if gpus else torch.device("cpu"), precision, compiled, smaller_batches)
 
     def autocast(self) -> AbstractContextManager:
@@ -94,28 +98,41 @@ class Compute:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
+def compile_on(threads: int) -> None:
+    """Let the compiler start so many workers, and not one for each core: other jobs compile at the same time."""
+    import torch._inductor.config as compiler  # takes seconds, which jobs that compile nothing need not spend
+
+    compiler.compile_threads = threads
+
+
 _leases: list[IO] = []
 
 
 def lease_gpu() -> torch.device:
-    """A visible GPU that no other job of this machine has leased; the lease ends with the process.
+    """Of the visible GPUs one that the fewest jobs of this machine have leased; the lease ends with the process.
 
-    Snakemake counts GPUs but does not say which one a job gets. With more jobs than devices, jobs share.
+    Snakemake counts GPUs but does not say which one a job gets, and may be told to count more than there are, so that
+    jobs share them.
     """
     if not torch.cuda.is_available():
         raise UserError(
             "this job asks for a GPU and torch sees none; on a CPU, add a --configfile with compute: {gpu: 0}"
         )
-    folder = os.path.join(tempfile.gettempdir(), f"graft-gpus-{os.getuid()}")
-    os.makedirs(folder, exist_ok=True)
-    count = torch.cuda.device_count()
-    for index in range(count):
-        lock = open(os.path.join(folder, str(torch.cuda.get_device_properties(index).uuid)), "w")  # noqa: SIM115
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            continue
-        _leases.append(lock)
-        return torch.device("cuda", index)
-    return torch.device("cuda", os.getpid() % count)
+    folder = Path(tempfile.gettempdir(), f"graft-gpus-{os.getuid()}")
+    folder.mkdir(exist_ok=True)
+    names = [torch.cuda.get_device_properties(index).uuid for index in range(torch.cuda.device_count())]
+    places = ((_lease(folder / f"{name}-{place}"), index) for place in count() for index, name in enumerate(names))
+    lease, index = next((lease, index) for lease, index in places if lease)
+    _leases.append(lease)
+    return torch.device("cuda", index)
+
+
+def _lease(path: Path) -> IO | None:
+    """The file at `path`, locked until it is closed; None if a job has locked it."""
+    lock = path.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
