@@ -5,7 +5,7 @@ import torch
 import torch._inductor.config as compiler
 
 import graft.compute
-from graft.compute import Compute, lease_gpu
+from graft.compute import Compute, lease_gpu, limit_compile_workers
 
 
 @pytest.mark.parametrize(("gpus", "compiled", "tuned"), [(0, True, False), (1, False, False), (1, True, True)])
@@ -13,17 +13,16 @@ def test_convolutions_are_tuned_on_a_gpu_where_shapes_are_fixed(monkeypatch, gpu
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", not tuned)
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode: None)
     monkeypatch.setattr(graft.compute, "lease_gpu", lambda: torch.device("cpu"))
+    monkeypatch.setattr(compiler, "compile_threads", 2)
     Compute.of_job(threads=1, gpus=gpus, compiled=compiled)
     assert torch.backends.cudnn.benchmark is tuned
 
 
-def test_a_job_compiles_on_its_own_threads(monkeypatch):
-    monkeypatch.setattr(compiler, "compile_threads", 32)
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode: None)
-    Compute.of_job(threads=1, gpus=0, compiled=False)
-    assert compiler.compile_threads == 32
-    Compute.of_job(threads=3, gpus=0, compiled=True)
-    assert compiler.compile_threads == 3
+@pytest.mark.parametrize(("allowed", "workers"), [(32, 3), (2, 2)])
+def test_the_compiler_starts_no_more_workers_than_a_job_has_threads(monkeypatch, allowed, workers):
+    monkeypatch.setattr(compiler, "compile_threads", allowed)
+    limit_compile_workers(3)
+    assert compiler.compile_threads == workers
 
 
 def test_jobs_share_gpus_evenly_and_free_them(monkeypatch, tmp_path):
@@ -33,9 +32,9 @@ def test_jobs_share_gpus_evenly_and_free_them(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"gpu{index}"))
     assert [lease_gpu().index for _ in range(5)] == [0, 1, 0, 1, 0]
-    leases[1].close()
-    leases[2].close()
-    assert [lease_gpu().index for _ in range(3)] == [1, 0, 1]
+    leases[0].close()
+    leases[3].close()
+    assert [lease_gpu().index for _ in range(4)] == [1, 0, 1, 0]
 
 
 def holding(rows):

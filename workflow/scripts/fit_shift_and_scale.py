@@ -1,7 +1,7 @@
 """Fit the control of the noise correctors: mean and standard deviation of every dimension of the inverted noises."""
 
+from graft.chain_links import ShiftAndScale, write_fitted
 from graft.jobs import compute_of, run
-from graft.links import ShiftAndScale, write_fitted
 from graft.shards import ShardedTensor
 
 

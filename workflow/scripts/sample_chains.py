@@ -4,9 +4,9 @@ import time
 
 import torch
 
+from graft.chain_links import Flow, load_correctors
 from graft.files import write_json
 from graft.jobs import compute_of, run
-from graft.links import Flow, load_correctors
 from graft.networks.flows import point_shape
 from graft.noise_correction import chains
 from graft.progress import progress

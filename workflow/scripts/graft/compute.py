@@ -54,7 +54,7 @@ class Compute:
         # inversion the batch shrinks as samples converge, and each size would be tuned anew.
         torch.backends.cudnn.benchmark = bool(gpus) and compiled
         if compiled:
-            compile_on(threads)
+            limit_compile_workers(threads)
         return cls(lease_gpu() if gpus else torch.device("cpu"), precision, compiled, smaller_batches)
 
     def autocast(self) -> AbstractContextManager:
@@ -98,18 +98,21 @@ class Compute:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
-def compile_on(threads: int) -> None:
-    """Let the compiler start so many workers, and not one for each core: other jobs compile at the same time."""
+def limit_compile_workers(count: int) -> None:
+    """Let torch's compiler start at most so many workers, as other jobs compile at the same time.
+
+    By itself it starts one for each core, up to 32, or as many as TORCHINDUCTOR_COMPILE_THREADS says.
+    """
     import torch._inductor.config as compiler  # takes seconds, which jobs that compile nothing need not spend
 
-    compiler.compile_threads = threads
+    compiler.compile_threads = min(count, compiler.compile_threads)
 
 
 _leases: list[IO] = []
 
 
 def lease_gpu() -> torch.device:
-    """Of the visible GPUs one that the fewest jobs of this machine have leased; the lease ends with the process.
+    """Of the visible GPUs one that the fewest jobs of this user have leased; the lease ends with the process.
 
     Snakemake counts GPUs but does not say which one a job gets, and may be told to count more than there are, so that
     jobs share them.
@@ -121,18 +124,28 @@ def lease_gpu() -> torch.device:
     folder = Path(tempfile.gettempdir(), f"graft-gpus-{os.getuid()}")
     folder.mkdir(exist_ok=True)
     names = [torch.cuda.get_device_properties(index).uuid for index in range(torch.cuda.device_count())]
-    places = ((_lease(folder / f"{name}-{place}"), index) for place in count() for index, name in enumerate(names))
-    lease, index = next((lease, index) for lease, index in places if lease)
-    _leases.append(lease)
+    with (folder / "choosing").open("w") as choosing:
+        fcntl.flock(choosing, fcntl.LOCK_EX)  # of jobs that start together, one after another counts and takes
+        jobs = [sum(map(_is_locked, folder.glob(f"{name}-*"))) for name in names]
+        index = jobs.index(min(jobs))
+        places = (_lock(folder / f"{names[index]}-{place}") for place in count())
+        _leases.append(next(place for place in places if place))
     return torch.device("cuda", index)
 
 
-def _lease(path: Path) -> IO | None:
+def _lock(path: Path) -> IO | None:
     """The file at `path`, locked until it is closed; None if a job has locked it."""
-    lock = path.open("w")
+    file = path.open("w")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        lock.close()
+        file.close()
         return None
-    return lock
+    return file
+
+
+def _is_locked(path: Path) -> bool:
+    if (file := _lock(path)) is None:
+        return True
+    file.close()
+    return False

@@ -123,7 +123,8 @@ def parse(path: Path) -> Module:
         if isinstance(node, ast.ClassDef) and node.name in plain_classes(path):
             methods = [item for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
             node.body = [item for item in node.body if item not in methods]
-            units |= {f"{node.name}.{method.name}": [method] for method in methods}
+            for method in methods:  # a property's getter and setter share a name
+                units.setdefault(f"{node.name}.{method.name}", []).append(method)
         units[node.name] = [node]
     return Module(units, bound_names(tree, path))
 
@@ -134,7 +135,7 @@ def plain_classes(path: Path) -> set[str]:
     tree, plain = ast.parse(path.read_text()), set[str]()
     bound = bound_names(tree, path)
     for node in tree.body:  # a class stands below those of its module that it inherits from
-        if isinstance(node, ast.ClassDef):
+        if isinstance(node, ast.ClassDef) and not node.keywords:
             bases = [base.id if isinstance(base, ast.Name) else None for base in node.bases]
             if all(
                 base in plain or (base in bound and bound[base].name in plain_classes(bound[base].path))

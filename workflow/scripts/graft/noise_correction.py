@@ -26,7 +26,9 @@ class Chain:
         """The method's name in tables: base, shift_and_scale, inc_straight or inc_trigonometric; data for no flow."""
         if not self.base_steps:
             return "data"
-        return f"inc_{self.corrector}" if self.corrector_steps else self.corrector or "base"
+        if self.corrector in (None, SHIFT_AND_SCALE):
+            return self.corrector or "base"
+        return f"inc_{self.corrector}"
 
     @property
     def name(self) -> str:

@@ -118,8 +118,8 @@ def load_correctors(
 ) -> dict[tuple[str, int], Link]:
     """The correctors of every base step count, by (name, base step count), named as chains name them.
 
-    flows: folders of the trained flows, by path. shift_and_scale: the file that `write_fitted` wrote. Raises UserError
-    where one of them is no such thing.
+    flows: folders of the trained flows, by path; UserError where one is no such folder. shift_and_scale: the file that
+    `write_fitted` wrote.
     """
     controls = {(SHIFT_AND_SCALE, n): ShiftAndScale.load(shift_and_scale, n, compute.device) for n in step_counts}
     trained = {
