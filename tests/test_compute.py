@@ -13,16 +13,16 @@ def test_convolutions_are_tuned_on_a_gpu_where_shapes_are_fixed(monkeypatch, gpu
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", not tuned)
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode: None)
     monkeypatch.setattr(graft.compute, "lease_gpu", lambda: torch.device("cpu"))
-    monkeypatch.setattr(compiler, "compile_threads", 2)
-    Compute.of_job(threads=1, gpus=gpus, compiled=compiled)
+    with compiler.patch(compile_threads=2):
+        Compute.of_job(threads=1, gpus=gpus, compiled=compiled)
     assert torch.backends.cudnn.benchmark is tuned
 
 
 @pytest.mark.parametrize(("allowed", "workers"), [(32, 3), (2, 2)])
-def test_the_compiler_starts_no_more_workers_than_a_job_has_threads(monkeypatch, allowed, workers):
-    monkeypatch.setattr(compiler, "compile_threads", allowed)
-    limit_compile_workers(3)
-    assert compiler.compile_threads == workers
+def test_the_compiler_starts_no_more_workers_than_a_job_has_threads(allowed, workers):
+    with compiler.patch(compile_threads=allowed):
+        limit_compile_workers(3)
+        assert compiler.compile_threads == workers
 
 
 def test_jobs_share_gpus_evenly_and_free_them(monkeypatch, tmp_path):
