@@ -19,7 +19,7 @@ COORDINATES = 256
 
 
 def main(job):
-    compute, seed, rows = compute_of(job), int(job.wildcards.seed), []
+    compute, rows = compute_of(job), []
     # In float32, as the inversion is, so that a noise and its image stay one pair: the rule asks for nothing else.
     base = Flow.load(job.input.base, compute)
     folders = dict(zip(job.params.paths, job.input.correctors, strict=True))
@@ -31,36 +31,43 @@ def main(job):
         return torch.cat([sample(noise[start:stop].to(compute.device), stages).cpu() for start, stop in batches])
 
     for steps in job.params.step_counts:
-        inverted, images = (ShardedTensor(job.input.noise, f"{name}_{steps}") for name in ("noise", "rows"))
-        shuffled = torch.randperm(len(inverted), generator=generator(seed, Draw.SUBSET, steps))
-        target = inverted[shuffled[: job.params.samples]]
-        fresh = chunked_normal(seed, Draw.NOISE, 0, len(target), inverted.shape)
-        corrected = [each for each in chains([steps], job.params.paths, [job.params.corrector_steps]) if each.corrector]
-        drawn = {each: draw(correctors[each.corrector, steps], each.corrector_steps, fresh) for each in corrected}
-        drawn = {Chain(steps): fresh, **drawn}  # the base alone starts from fresh noises
-        seen = random_rows(target[0].numel(), COORDINATES, seed, Draw.SUBSET)
-
-        def pairs(noise, steps=steps, seen=seen):
-            return Pairs(*(values.flatten(1)[:, seen] for values in (noise, draw(base, steps, noise))))
-
-        some, again = of_different_images(inverted, images, shuffled, job.params.samples)
-        others, real = {DATA: again, **{chain: noise[: len(some)] for chain, noise in drawn.items()}}, pairs(some)
-        named = progress(others.items(), f"telling apart {steps} steps")
-        tests = {chain: tell_apart(real, pairs(other), seed) for chain, other in named}
-        distances = deviations(target.flatten(1)[:, seen], drawn, seen, seed)
-        rows += [
-            {
-                "method": chain.method,
-                "base_steps": steps,
-                "corrector_steps": chain.corrector_steps,
-                "samples": len(some),
-                **tests[chain],
-                "noise_frechet": distance,
-                "removed_share": removed_share(distances[Chain(steps)], distance, distances[DATA]),
-            }
-            for chain, distance in distances.items()
-        ]
+        rows += compared(job, steps, draw, base, correctors)
     write_csv(job.output[0], rows)
+
+
+def compared(job, steps, draw, base, correctors):
+    """A row for each chain of so many base steps; draw(link, steps, noise) is what a link makes of noises."""
+    params, seed = job.params, int(job.wildcards.seed)
+    inverted, images = (ShardedTensor(job.input.noise, f"{name}_{steps}") for name in ("noise", "rows"))
+    shuffled = torch.randperm(len(inverted), generator=generator(seed, Draw.SUBSET, steps))
+    target = inverted[shuffled[: params.samples]]
+    fresh = chunked_normal(seed, Draw.NOISE, 0, len(target), inverted.shape)
+    drawn = {Chain(steps): fresh}  # the base alone starts from fresh noises
+    for chain in chains([steps], params.paths, [params.corrector_steps]):
+        if chain.corrector:
+            drawn[chain] = draw(correctors[chain.corrector, steps], chain.corrector_steps, fresh)
+    seen = random_rows(target[0].numel(), COORDINATES, seed, Draw.SUBSET)
+
+    def pairs(noise):
+        return Pairs(*(values.flatten(1)[:, seen] for values in (noise, draw(base, steps, noise))))
+
+    some, again = of_different_images(inverted, images, shuffled, params.samples)
+    others, real = {DATA: again, **{chain: noise[: len(some)] for chain, noise in drawn.items()}}, pairs(some)
+    named = progress(others.items(), f"telling apart {steps} steps")
+    tests = {chain: tell_apart(real, pairs(other), seed) for chain, other in named}
+    distances = deviations(target.flatten(1)[:, seen], drawn, seen, seed)
+    return [
+        {
+            "method": chain.method,
+            "base_steps": steps,
+            "corrector_steps": chain.corrector_steps,
+            "samples": len(some),
+            **tests[chain],
+            "noise_frechet": distance,
+            "removed_share": removed_share(distances[Chain(steps)], distance, distances[DATA]),
+        }
+        for chain, distance in distances.items()
+    ]
 
 
 def of_different_images(inverted, images, shuffled, samples):

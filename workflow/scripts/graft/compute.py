@@ -98,14 +98,14 @@ class Compute:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
-def limit_compile_workers(count: int) -> None:
+def limit_compile_workers(workers: int) -> None:
     """Let torch's compiler start at most so many workers, as other jobs compile at the same time.
 
     By itself it starts one for each core, up to 32, or as many as TORCHINDUCTOR_COMPILE_THREADS says.
     """
     import torch._inductor.config as compiler  # takes seconds, which jobs that compile nothing need not spend
 
-    compiler.compile_threads = min(count, compiler.compile_threads)
+    compiler.compile_threads = min(workers, compiler.compile_threads)
 
 
 _leases: list[IO] = []
