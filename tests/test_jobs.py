@@ -30,6 +30,14 @@ def test_what_the_user_can_mend_is_one_line(job, capsys):
     assert capsys.readouterr().err == "error: data: no images; add some\n"
 
 
+def test_the_line_is_one_write_as_jobs_that_end_together_would_mix_their_parts(job, monkeypatch):
+    writes = []
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(write=writes.append, flush=lambda: None))
+    with pytest.raises(SystemExit):
+        run(failing(UserError("no images")), job)
+    assert writes == ["error: no images\n"]
+
+
 def test_a_full_gpu_names_the_batch_size_to_lower(job, capsys):
     with pytest.raises(SystemExit):
         run(failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")), job)

@@ -63,7 +63,8 @@ def run(main: Callable[[Any], None], snakemake: Any) -> None:
 
 def _end(message: str) -> None:
     logging.error("%s", message)
-    print(f"error: {message}", file=sys.stderr)
+    # In one write: `print` may write the end of the line apart, and jobs that end together would share a line.
+    sys.stderr.write(f"error: {message}\n")
     sys.exit(1)
 
 
