@@ -1,5 +1,12 @@
 """The plan of a seed's reward chain."""
 
+import runpy
+from types import SimpleNamespace
+
+import yaml
+from test_workflow import REPOSITORY
+
+from graft.files import write_json
 from graft.plan import RewardPlan
 
 UNSELECTED = {"rule": None, "deduplicate": False}
@@ -53,3 +60,38 @@ def test_only_the_snapshots_that_a_selection_needs_are_kept():
     assert found.stops("round1", "base") == {"base": [0.0, 0.25, 0.5]}
     assert found.stops("round2", "jobs0") == {"self": [0.0], "graft": [0.0], "pgraft_50": [0.5]}
     assert found.stops("final", "jobs0") == {"self": [], "graft": [], "pgraft_50": []}
+
+
+def test_a_method_takes_the_rate_of_its_best_trial_and_a_control_that_of_what_it_controls():
+    tuned = plan(METHODS, seed=1000)
+    better = {"graft": 3e-4, "pgraft_25": 1e-4, "pgraft_50": 3e-4, "ddpo": 3e-4, "self": 1e-4, "self_25": 3e-4}
+    scores = {trial: -1.0 + (better[method] == rate) for trial, (method, rate) in tuned.trials.items()}
+    assert tuned.best_rates(scores) == {**better, "self": 3e-4, "self_25": 1e-4}
+    alone = plan({"self": METHODS["self"], "pgraft_25": METHODS["pgraft_25"]}, seed=1000)
+    assert alone.best_rates(scores) == {"self": 1e-4, "pgraft_25": 1e-4}
+
+
+def test_of_equal_trials_the_first_tried_is_taken():
+    tuned = plan({"ddpo": METHODS["ddpo"]}, seed=1000)
+    assert tuned.best_rates({"ddpo_0p0001": 1.0, "ddpo_0p0003": 1.0}) == {"ddpo": 1e-4}
+
+
+def test_the_best_rates_are_an_overlay_for_the_configuration(tmp_path):
+    setting = {"methods": {"ddpo": METHODS["ddpo"]}, "tuning": {"seed": 1000, "learning_rates": [1e-4, 3e-4]}}
+    settings, metrics = {"small": setting, "large": setting}, []
+    for name, rewards in (("small", (1.0, 2.0)), ("large", (2.0, 1.0))):
+        trials = zip(("ddpo_0p0001", "ddpo_0p0003"), rewards, strict=True)
+        metrics.append(tmp_path / f"{name}.json")
+        write_json(metrics[-1], {"models": {trial: {"metrics": {"reward": mean}} for trial, mean in trials}})
+    job = SimpleNamespace(
+        params=SimpleNamespace(task="molecules", headline="reward", settings=settings),
+        input=SimpleNamespace(metrics=metrics),
+        output=[str(tmp_path / "molecules.yaml")],
+        log=[str(tmp_path / "job.log")],
+    )
+    runpy.run_path(str(REPOSITORY / "workflow/scripts/choose_rates.py"), init_globals={"snakemake": job})
+    found = yaml.safe_load((tmp_path / "molecules.yaml").read_text())["molecules"]["settings"]
+    assert found == {
+        "small": {"methods": {"ddpo": {"learning_rate": 3e-4}}},
+        "large": {"methods": {"ddpo": {"learning_rate": 1e-4}}},
+    }

@@ -334,6 +334,14 @@ def test_editing_the_users_reward_scores_again_and_draws_nothing_again(copy):
     assert copy.planned(SELECTED.format("own")) == {"score_rollouts", "select_rollouts"}
 
 
+def test_the_tuning_is_one_target_for_each_settings_own_seed(finished):
+    done = finished.run("tune", arguments=["--dry-run"])
+    assert done.returncode == 0, done.stderr
+    for name in ("tiny", "sharded", "own"):
+        assert f"output: {FOLDER.format(name)}/seed1000/evaluation.json" in done.stdout
+    assert "output: results/demo/tuning/molecules.yaml" in done.stdout
+
+
 def test_a_cut_between_two_steps_is_a_configuration_error(finished):
     done = finished.run("all", config=tiny(methods={"pgraft": {"cut": 0.3}}), arguments=["--dry-run"])
     assert done.returncode != 0

@@ -266,6 +266,20 @@ def reward_plans(task, tuning=False):
     return {folder.split("/")[2]: plan.for_table() for folder, plan in reward_seeds(task, tuning)}
 
 
+def tuned_settings(task):
+    """Of each setting of a task what its tuning depends on: all of `tuning` and of `methods` but the rates in use."""
+    return {
+        name: {
+            "tuning": config[task]["settings"][name]["tuning"],
+            "methods": {
+                method: {key: value for key, value in settings.items() if key != "learning_rate"}
+                for method, settings in config[task]["settings"][name]["methods"].items()
+            },
+        }
+        for name in config[task]["run"]
+    }
+
+
 def plain_methods(task):
     """By setting, the methods of a task that are tuned on selected samples as they are: a rule, no de-duplication."""
     return {

@@ -172,6 +172,32 @@ for task, shown in REWARD_TASKS.items():
 
     rule:
         name:
+            f"best_rates_{task}"
+        input:
+            metrics=of_reward_seeds("evaluation.json", task, tuning=True),
+        output:
+            f"<results>/tuning/{task}.yaml",
+        log:
+            f"<logs>/best_rates_{task}.log",
+        benchmark:
+            f"<benchmarks>/best_rates_{task}.tsv"
+        conda:
+            "../../envs/report.yaml"
+        threads: 1
+        resources:
+            gpu=0,
+            mem_mb=500,
+            runtime=5,
+        params:
+            task=task,
+            headline=shown["headline"],
+            settings=tuned_settings(task),
+            code=code("choose_rates.py"),
+        script:
+            "../scripts/choose_rates.py"
+
+    rule:
+        name:
             f"figure_{task}"
         input:
             table=f"<results>/tables/{task}.csv",
@@ -372,7 +398,8 @@ localrules:
 
 rule tune:
     input:
-        expand("<results>/tuning/{task}.md", task=TUNED_TASKS),
+        tables=expand("<results>/tuning/{task}.md", task=TUNED_TASKS),
+        rates=expand("<results>/tuning/{task}.yaml", task=TUNED_TASKS),
     log:
         "<logs>/tune.log",
     conda:

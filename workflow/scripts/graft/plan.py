@@ -22,13 +22,36 @@ class RewardPlan:
     @property
     def methods(self) -> dict[str, dict[str, Any]]:
         """The methods with their settings, in the order of the configuration."""
-        methods, tuning = dict(self.setting["methods"]), self.setting["tuning"]
-        if self.seed != tuning["seed"]:
+        methods = dict(self.setting["methods"])
+        if self.seed != self.setting["tuning"]["seed"]:
             return methods
+        return {trial: {**methods[name], "learning_rate": rate} for trial, (name, rate) in self.trials.items()}
+
+    @property
+    def trials(self) -> dict[str, tuple[str, float]]:
+        """(method, learning rate) of every method at every rate that is tried, by its name on the tuning seed."""
         return {
-            f"{name}_{rate:g}".replace(".", "p").replace("-", "m"): {**method, "learning_rate": rate}
-            for name, method in methods.items()
-            for rate in tuning["learning_rates"]
+            f"{name}_{rate:g}".replace(".", "p").replace("-", "m"): (name, rate)
+            for name in self.setting["methods"]
+            for rate in self.setting["tuning"]["learning_rates"]
+        }
+
+    def best_rates(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """The learning rate at which each method has its highest score, of equal ones the first tried; scores by trial.
+
+        An unselected control has the rate of what it controls, as it is to be tuned alike: that of the first method
+        with a rule at its cut. Without one it has its own best.
+        """
+        best: dict[str, float] = {}
+        for trial in sorted(self.trials, key=scores.__getitem__, reverse=True):
+            best.setdefault(*self.trials[trial])
+        selected: dict[float, float] = {}
+        for name, method in self.setting["methods"].items():
+            if method.get("rule"):
+                selected.setdefault(method["cut"], best[name])
+        return {
+            name: selected.get(method["cut"], best[name]) if method.get("rule", ...) is None else best[name]
+            for name, method in self.setting["methods"].items()
         }
 
     @property
