@@ -7,7 +7,7 @@ from graft.jobs import run
 from graft.plan import RewardPlan
 
 HEADER = """# The learning rate of the highest {headline} of each method; controls have that of what they control.
-# Lay it over the configuration that it was tuned with: --configfile config/gpu.yaml {path}
+# To lay it over the configuration that it was tuned with, put it last after --configfile: {path}
 """
 
 
