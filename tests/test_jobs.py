@@ -32,7 +32,7 @@ def test_what_the_user_can_mend_is_one_line(job, capsys):
 
 def test_the_line_is_one_write_as_jobs_that_end_together_would_mix_their_parts(job, monkeypatch):
     writes = []
-    monkeypatch.setattr("sys.stderr", SimpleNamespace(write=writes.append, flush=lambda: None))
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(write=writes.append))
     with pytest.raises(SystemExit):
         run(failing(UserError("no images")), job)
     assert writes == ["error: no images\n"]

@@ -67,6 +67,14 @@ def test_a_method_takes_the_rate_of_its_best_trial_and_a_control_that_of_what_it
     better = {"graft": 3e-4, "pgraft_25": 1e-4, "pgraft_50": 3e-4, "ddpo": 3e-4, "self": 1e-4, "self_25": 3e-4}
     scores = {trial: -1.0 + (better[method] == rate) for trial, (method, rate) in tuned.trials.items()}
     assert tuned.best_rates(scores) == {**better, "self": 3e-4, "self_25": 1e-4}
+    # What is de-duplicated has another best rate, and says nothing of a control that is not.
+    unique = {"graft_unique": {**METHODS["graft"], "deduplicate": True}, **METHODS}
+    assert plan(unique, seed=1000).best_rates({**scores, "graft_unique_0p0001": 1.0, "graft_unique_0p0003": 0.0}) == {
+        **better,
+        "self": 3e-4,
+        "self_25": 1e-4,
+        "graft_unique": 1e-4,
+    }
     alone = plan({"self": METHODS["self"], "pgraft_25": METHODS["pgraft_25"]}, seed=1000)
     assert alone.best_rates(scores) == {"self": 1e-4, "pgraft_25": 1e-4}
 

@@ -172,15 +172,15 @@ for task, shown in REWARD_TASKS.items():
 
     rule:
         name:
-            f"best_rates_{task}"
+            f"choose_rates_{task}"
         input:
             metrics=of_reward_seeds("evaluation.json", task, tuning=True),
         output:
             f"<results>/tuning/{task}.yaml",
         log:
-            f"<logs>/best_rates_{task}.log",
+            f"<logs>/choose_rates_{task}.log",
         benchmark:
-            f"<benchmarks>/best_rates_{task}.tsv"
+            f"<benchmarks>/choose_rates_{task}.tsv"
         conda:
             "../../envs/report.yaml"
         threads: 1

@@ -39,20 +39,21 @@ class RewardPlan:
     def best_rates(self, scores: Mapping[str, float]) -> dict[str, float]:
         """The learning rate at which each method has its highest score, of equal ones the first tried; scores by trial.
 
-        An unselected control has the rate of what it controls, as it is to be tuned alike: that of the first method
-        with a rule at its cut. Without one it has its own best.
+        An unselected control has the rate of what it controls, as it is to be tuned alike: that of the best trial with
+        a rule at its cut, de-duplicated as it is. Without one it has its own best.
         """
+        methods = self.setting["methods"]
         best: dict[str, float] = {}
+        selected: dict[tuple[float, bool], float] = {}
         for trial in sorted(self.trials, key=scores.__getitem__, reverse=True):
-            best.setdefault(*self.trials[trial])
-        selected: dict[float, float] = {}
-        for name, method in self.setting["methods"].items():
-            if method.get("rule"):
-                selected.setdefault(method["cut"], best[name])
-        return {
-            name: selected.get(method["cut"], best[name]) if method.get("rule", ...) is None else best[name]
-            for name, method in self.setting["methods"].items()
-        }
+            name, rate = self.trials[trial]
+            best.setdefault(name, rate)
+            if methods[name].get("rule"):
+                selected.setdefault((methods[name]["cut"], methods[name]["deduplicate"]), rate)
+        for name, method in methods.items():
+            if method.get("rule", ...) is None:
+                best[name] = selected.get((method["cut"], method["deduplicate"]), best[name])
+        return {name: best[name] for name in methods}
 
     @property
     def groups(self) -> dict[str, list[str]]:
