@@ -14,12 +14,12 @@ from graft.objectives import denoising, stratified_times
 from graft.paths import StraightPath
 from graft.policy_gradient import clipped_objective
 from graft.rollouts import SamplerSettings
-from graft.sampling import Ddim, uniform_times
+from graft.sampling import Ddim
 from graft.shards import TensorFile
 from graft.training import TrainingSettings
 
 VARIANCE = 0.25
-SAMPLER = SamplerSettings(steps=6, eta=1.0, batch_size=64)
+SAMPLER = SamplerSettings(steps=6, shift=0.5, eta=1.0, batch_size=64)
 
 
 class Mean(nn.Module):
@@ -66,7 +66,7 @@ def law_of_samples(mean):
     update = Ddim(lambda x, t: Mean(mean)(x, t), Line.path, SAMPLER.eta)
     centre, variance = torch.zeros(1, 1), 1.0
     with torch.no_grad():
-        for t, s in pairwise(uniform_times(SAMPLER.steps)):
+        for t, s in pairwise(SAMPLER.times):
             following, tau = update.transition(centre, t, s)
             slope = (update.transition(centre + 1, t, s)[0] - following).item()
             centre, variance = following, slope**2 * variance + tau**2
@@ -278,7 +278,7 @@ def test_no_reward_at_all_ends_the_job(cpu, tmp_path):
 
 def test_a_sampler_that_draws_nothing_has_no_policy(cpu, tmp_path):
     still = PolicyGradient(
-        Line(), Mean(), lambda i: shifts(256), near_target, POLICY, SamplerSettings(6, 0.0, 64), 0, 1, cpu
+        Line(), Mean(), lambda i: shifts(256), near_target, POLICY, SamplerSettings(6, 1.0, 0.0, 64), 0, 1, cpu
     )
     with pytest.raises(UserError, match="eta"):
         still.train(tmp_path / "checkpoint.safetensors", "code")

@@ -117,7 +117,7 @@ def test_rows_beyond_the_elements_never_matter(task):
 def drawn_by(task, network, condition, cpu, stops=()):
     """Samples (128, N, 4 + K) of a network by the stochastic sampler, and the states at `stops`."""
     normal = ChunkedNormal(0, Draw.ROLLOUT, start=0, stop=128, shape=task.shape)
-    settings = SamplerSettings(steps=4, eta=1.0, batch_size=128)
+    settings = SamplerSettings(steps=4, shift=1.0, eta=1.0, batch_size=128)
     return roll_out(task, network, network, 0, settings, condition, normal, cpu, stops)
 
 

@@ -20,7 +20,7 @@ DRAWN = {
     "points": {"max_elements": 4, "rollouts_per_condition": None},
     "base": {"pretrained": None, "network": NETWORK, "training": TINY_TRAINING},
     "judges": {"pretrained": None, "batch_size": 256, "network": NETWORK, "training": TINY_TRAINING},
-    "sampler": {"steps": 4, "eta": 1.0, "batch_size": 64},
+    "sampler": {"steps": 4, "shift": 1.0, "eta": 1.0, "batch_size": 64},
     "reward": {"function": "tidiness", "weights": {"alignment": 1.0, "overlap": 3.0}, "max_failed": 0.0},
     "rollouts": {"samples": 64, "shards": 1, "rounds": 1},
     "fine_tuning": {"jobs": 1, "training": {"steps": 4, "batch_size": 32, "ema_decay": 0.0}},

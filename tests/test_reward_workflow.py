@@ -24,7 +24,7 @@ SETTING = {
     "data": {"asset": "enumerated", "shards": 1},
     "points": {"elements": ["H", "C", "O"], "max_atoms": 6, "element_scale": 1.0},
     "base": {"pretrained": None, "network": {"width": 8, "depth": 1, "heads": 2}, "training": TINY_TRAINING},
-    "sampler": {"steps": 4, "eta": 1.0, "batch_size": 64},
+    "sampler": {"steps": 4, "shift": 1.0, "eta": 1.0, "batch_size": 64},
     "reward": {"function": "qed", "max_failed": 0.0},
     "rollouts": {"samples": 192, "shards": 1, "rounds": 1},
     "fine_tuning": {"jobs": 1, "training": {"steps": 4, "batch_size": 32, "ema_decay": 0.9}},

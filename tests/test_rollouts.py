@@ -8,10 +8,11 @@ import torch
 
 from graft.paths import StraightPath
 from graft.rollouts import SamplerSettings, chain, continue_from, in_batches, noise_at, roll_out, roll_out_batches
-from graft.sampling import Ddim, Stage, sample, snapshots, uniform_times
+from graft.sampling import Ddim, Stage, sample, shifted, snapshots, uniform_times
 from graft.seeding import CHUNK, ChunkedNormal, Draw, chunked_rows
 
-STEPS = 8
+STEPS, SHIFT = 8, 0.5
+TIMES = [shifted(u, SHIFT) for u in uniform_times(STEPS)]
 SHAPE = (3, 2)
 
 
@@ -30,18 +31,18 @@ class Shifted:
 
 
 class Model:
-    """An elementwise denoiser that notes the times at which it is called."""
+    """An elementwise denoiser that notes the grid indices of the times at which it is called."""
 
     def __init__(self, factor):
-        self.factor, self.times = factor, []
+        self.factor, self.indices = factor, []
 
     def __call__(self, x, t):
-        self.times.append(round(t[0].item() * STEPS))
+        self.indices.append(next(i for i in range(STEPS + 1) if abs(TIMES[STEPS - i] - t[0].item()) < 1e-6))
         return torch.tanh(self.factor * x) + t[:, None, None] * x
 
 
 def settings(eta=1.0):
-    return SamplerSettings(steps=STEPS, eta=eta, batch_size=128)
+    return SamplerSettings(steps=STEPS, shift=SHIFT, eta=eta, batch_size=128)
 
 
 def normal(start, stop, seed=0):
@@ -66,7 +67,7 @@ def alone(model, eta=1.0):
     def projected():
         return task.project(numbers(), conditions)
 
-    return sample(projected(), [Stage(update, uniform_times(STEPS))], projected)
+    return sample(projected(), [Stage(update, TIMES)], projected)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -74,25 +75,27 @@ def test_cut_0_is_the_tuned_model_alone_and_cut_1_the_base_alone_bit_for_bit(cpu
     unused = Model(1.0)
     assert torch.equal(draw(cpu, 0, below=unused, eta=eta)[0], alone(Model(2.0), eta))
     assert torch.equal(draw(cpu, STEPS, above=unused, eta=eta)[0], alone(Model(0.5), eta))
-    assert unused.times == []
+    assert unused.indices == []
 
 
 @pytest.mark.parametrize("cut", range(STEPS + 1))
 def test_tuned_model_takes_the_steps_down_to_the_cut_and_the_base_the_rest(cpu, cut):
     above, below = Model(2.0), Model(0.5)
     draw(cpu, cut, stops=(0, 2, 6), above=above, below=below)
-    assert above.times == list(range(STEPS, cut, -1))
-    assert below.times == list(range(cut, 0, -1))
+    assert above.indices == list(range(STEPS, cut, -1))
+    assert below.indices == list(range(cut, 0, -1))
 
 
 @pytest.mark.parametrize("stops", [(), (0,), (3,), (2, 5), (0, 4), (5, 2, 2)])
 @pytest.mark.parametrize("cut", [0, 3, STEPS])
 def test_stages_run_from_noise_to_data_and_end_at_the_cut_and_at_every_stop(stops, cut):
-    stages = chain("above", "below", cut, STEPS, stops)
-    assert [stage.times[-1] * STEPS for stage in stages] == sorted({0, cut, *stops} - {STEPS}, reverse=True)
-    joined = [time for stage in stages for time in stage.times[1:]]
-    assert [1.0, *joined] == uniform_times(STEPS)
-    assert all(before.times[-1] == after.times[0] for before, after in pairwise(stages))
+    stages = chain("above", "below", cut, TIMES, stops)
+    assert list(stages) == sorted({0, cut, *stops} - {STEPS}, reverse=True)
+    assert all(stage.times[-1] == TIMES[STEPS - end] for end, stage in stages.items())
+    assert all(stage.update == ("above" if end >= cut else "below") for end, stage in stages.items())
+    joined = [time for stage in stages.values() for time in stage.times[1:]]
+    assert [1.0, *joined] == TIMES
+    assert all(before.times[-1] == after.times[0] for before, after in pairwise(stages.values()))
 
 
 @pytest.mark.parametrize("cut", [0, 2, 5, STEPS])
@@ -105,7 +108,7 @@ def test_snapshots_are_the_states_on_the_way_and_asking_for_them_changes_nothing
     updates = [Ddim(task.denoiser(Model(factor), conditions), task.path, 1.0) for factor in (2.0, 0.5)]
     for index in (2, 5, 6):
         numbers = normal(0, 128)
-        whole = [stage for stage in chain(*updates, cut, STEPS, (index,)) if stage.times[-1] * STEPS >= index]
+        whole = [stage for end, stage in chain(*updates, cut, TIMES, (index,)).items() if end >= index]
         start = task.project(numbers(), conditions)
         reached = snapshots(start, whole, lambda numbers=numbers: task.project(numbers(), conditions))[-1]
         assert torch.equal(states[index], reached), index
@@ -193,9 +196,17 @@ def test_samples_that_start_within_a_chunk_are_refused(start):
 
 @pytest.mark.parametrize(("cut", "index"), [(0.0, 0), (0.25, 6), (0.125, 3), (1 / 3, 8), (1.0, 24)])
 def test_cuts_name_grid_indices(cut, index):
-    sampler = SamplerSettings(steps=24, eta=1.0, batch_size=64)
+    sampler = SamplerSettings(steps=24, shift=1.0, eta=1.0, batch_size=64)
     assert sampler.index(cut) == index
     assert sampler.time(index) == pytest.approx(cut)
+
+
+def test_a_shift_below_one_moves_the_times_of_the_grid_towards_the_data():
+    """With shift 1/4, u / (4 - 3 u): half of the steps are below a time of 1/5."""
+    sampler = SamplerSettings(steps=4, shift=0.25, eta=1.0, batch_size=64)
+    assert sampler.times == pytest.approx([1, 3 / 7, 1 / 5, 1 / 13, 0])
+    assert [sampler.time(index) for index in range(5)] == pytest.approx(sampler.times[::-1])
+    assert SamplerSettings(steps=4, shift=1.0, eta=1.0, batch_size=64).times == uniform_times(4)
 
 
 class Narrow(Model):

@@ -105,7 +105,7 @@ def latents_of_chain(models, cut, noise, generator):
     for model in models:
         model.know(CAPTIONS)
     draws = chain([noise], iter(lambda: torch.randn(noise.shape, generator=generator), None))
-    settings, compute = SamplerSettings(STEPS, 1.0, 64), Compute(torch.device("cpu"), "fp32", compiled=False)
+    settings, compute = SamplerSettings(STEPS, 1.0, 1.0, 64), Compute(torch.device("cpu"), "fp32", compiled=False)
     condition = {"prompt": torch.arange(len(noise))}
     return roll_out(task, *models, round(cut * STEPS), settings, condition, lambda: next(draws), compute)[0]
 

@@ -31,7 +31,7 @@ SETTING = {
         "guided_loss": False,
     },
     **TINY_TEXT_MODELS,
-    "sampler": {"steps": 4, "eta": 1.0, "batch_size": 64},
+    "sampler": {"steps": 4, "shift": 1.0, "eta": 1.0, "batch_size": 64},
     "reward": {"function": "vqascore", "max_failed": 0.0},
     "rollouts": {"samples": 64, "shards": 1, "rounds": 2},
     "fine_tuning": {
@@ -191,6 +191,7 @@ def test_a_hub_base_without_a_commit_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("blocks", "complaint"),
     [
+        ({"sampler": {"shift": 0.5}}, "sampler.shift: must be 1, Stable Diffusion's noising steps are whole"),
         ({"sampler": {"steps": 24}}, "sampler.steps: 24 does not divide Stable Diffusion's 1000 noising steps"),
         (
             {"points": {"rollouts_per_condition": 2}},

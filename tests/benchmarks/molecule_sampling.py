@@ -43,7 +43,7 @@ def main():
 
     def sampled():
         normal = ChunkedNormal(0, Draw.NOISE, start=0, stop=batch, shape=task.shape, device=compute.device)
-        settings = SamplerSettings(steps, setting["sampler"]["eta"], batch)
+        settings = SamplerSettings(**{**setting["sampler"], "steps": steps, "batch_size": batch})
         roll_out(task, compiled, compiled, 0, settings, {"atoms": atoms}, normal, compute)
 
     # In turns, so that what else the machine does meets both alike.

@@ -80,7 +80,7 @@ def main():
 
     def sampling(first, second, cut):
         normal = ChunkedNormal(0, Draw.NOISE, start=0, stop=BATCH, shape=task.shape, device=compute.device)
-        settings = SamplerSettings(STEPS, 1.0, BATCH)
+        settings = SamplerSettings(STEPS, 1.0, 1.0, BATCH)
         return lambda: roll_out(task, first, second, cut, settings, condition, normal, compute)
 
     forwards = {

@@ -45,10 +45,11 @@ def main(job):
 
     rewards, groups = torch.stack([branched(index) for index in indices]), task.group(condition)
     levels = torch.tensor(indices, dtype=torch.double) / settings.steps
+    times = torch.tensor([settings.time(index) for index in indices], dtype=torch.double)
     tensors = {
         "levels": levels,
         # The lowest noise that the sampler asks a network about is that at which its last step starts.
-        "information": unit_information(task.path, levels.clamp(min=1 / settings.steps)),
+        "information": unit_information(task.path, times.clamp(min=settings.time(1))),
         "rewards": rewards,
         "groups": groups.clone(),  # of the condition, it may be the same memory
         **{f"condition.{name}": value for name, value in condition.items()},

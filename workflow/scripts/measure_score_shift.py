@@ -39,7 +39,7 @@ def main(job):
             for index in (index for index in expected if index > settings.index(cut)):
                 shift = (noise(above, index) - expected[index]).flatten(1).double().square().sum(dim=1)
                 mean, stderr = estimate(shift.numpy(), groups)
-                rows.append({"method": name, "level": settings.time(index), "mean": mean, "stderr": stderr})
+                rows.append({"method": name, "level": index / settings.steps, "mean": mean, "stderr": stderr})
     write_csv(job.output[0], rows)
 
 

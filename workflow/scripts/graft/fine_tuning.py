@@ -16,7 +16,7 @@ from graft.errors import UserError
 from graft.policy_gradient import Trajectory, advantages, clipped_objective, draw_trajectory, joined, log_density
 from graft.progress import progress
 from graft.rollouts import SamplerSettings
-from graft.sampling import Ddim, uniform_times
+from graft.sampling import Ddim
 from graft.seeding import CHUNK, ChunkedNormal, Draw, generator
 from graft.shards import shard_batches
 from graft.training import TrainingLog, TrainingSettings, TrainingState, train
@@ -151,7 +151,7 @@ class PolicyGradient:
             return self.task.project(normal(), part)
 
         update = self._update(model, part)
-        return draw_trajectory(update, projected(), uniform_times(self.sampler.steps), projected)
+        return draw_trajectory(update, projected(), self.sampler.times, projected)
 
     def _accumulate(
         self,

@@ -12,16 +12,20 @@ from torch import Tensor
 
 from graft.compute import Compute
 from graft.progress import progress
-from graft.sampling import Ddim, Normal, Stage, Update, snapshots, uniform_times
+from graft.sampling import Ddim, Normal, Stage, Update, shifted, snapshots, uniform_times
 from graft.seeding import CHUNK, ChunkedNormal, Draw
 from graft.shards import shard_batches
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """steps: of the uniform time grid t_i = i / steps. eta: stochasticity in [0, 1]. batch_size: samples at a time."""
+    """steps: of the time grid t_i = `graft.sampling.shifted` (i / steps, shift). eta: stochasticity in [0, 1].
+
+    batch_size: samples at a time.
+    """
 
     steps: int
+    shift: float
     eta: float
     batch_size: int
 
@@ -29,20 +33,30 @@ class SamplerSettings:
         """Grid index of a cut in [0, 1]; the configuration's check has seen that it is whole."""
         return round(cut * self.steps)
 
+    @property
+    def times(self) -> list[float]:
+        """Times of all grid indices, descending as the sampler goes through them: from 1 (`steps`) to 0 (0)."""
+        return [shifted(u, self.shift) for u in uniform_times(self.steps)]
+
     def time(self, index: int) -> float:
         """Time of a grid index."""
-        return index / self.steps
+        return shifted(index / self.steps, self.shift)
 
 
-def chain(above: Update, below: Update, cut: int, steps: int, stops: Iterable[int] = ()) -> list[Stage]:
-    """Stages through the grid indices from `steps` (noise) to 0 (data): `above` down to the cut, then `below`.
+def chain(
+    above: Update, below: Update, cut: int, times: Sequence[float], stops: Iterable[int] = ()
+) -> dict[int, Stage]:
+    """Stages by the grid index that they end at, from noise to data: `above` down to the cut, then `below`.
 
-    cut: a grid index; 0 is `above` alone (GRAFT), `steps` is `below` alone (the base). Stages end at each index of
-    `stops` too, so that `graft.sampling.snapshots` shows the states there, in descending order.
+    times: of all grid indices, descending, so that those of the noise come first and index 0 is the data. cut: a grid
+    index; 0 is `above` alone (GRAFT), the highest is `below` alone (the base). Stages end at each index of `stops` too,
+    so that `graft.sampling.snapshots` shows the states there, in descending order.
     """
-    times = uniform_times(steps)[::-1]
-    ends = sorted({0, steps, cut, *stops}, reverse=True)
-    return [Stage(above if end >= cut else below, times[end : start + 1][::-1]) for start, end in pairwise(ends)]
+    ascending, highest = times[::-1], len(times) - 1
+    ends = sorted({0, highest, cut, *stops}, reverse=True)
+    return {
+        end: Stage(above if end >= cut else below, ascending[end : start + 1][::-1]) for start, end in pairwise(ends)
+    }
 
 
 def roll_out(
@@ -66,11 +80,11 @@ def roll_out(
         return task.project(normal(), condition)
 
     updates = [Ddim(task.denoiser(network, condition), task.path, settings.eta) for network in (above, below)]
-    stages = chain(*updates, cut, settings.steps, stops)
-    ends = [round(stage.times[-1] * settings.steps) for stage in stages]
+    stages = chain(*updates, cut, settings.times, stops)
     noise = projected()
     with compute.autocast():
-        states = {settings.steps: noise, **dict(zip(ends, snapshots(noise, stages, projected), strict=True))}
+        reached = snapshots(noise, stages.values(), projected)
+    states = {settings.steps: noise, **dict(zip(stages, reached, strict=True))}
     return {index: states[index] for index in {0, *stops}}
 
 
@@ -86,7 +100,7 @@ def continue_from(
 ) -> Tensor:
     """Samples x_0 (B, ...) from states x (B, ...) at a grid index, with the network all the way down."""
     update = Ddim(task.denoiser(network, condition), task.path, settings.eta)
-    stage = Stage(update, uniform_times(settings.steps)[::-1][: index + 1][::-1])
+    stage = Stage(update, settings.times[settings.steps - index :])
     with compute.autocast():
         return snapshots(x, [stage], lambda: task.project(normal(), condition))[-1]
 

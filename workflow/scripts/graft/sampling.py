@@ -81,6 +81,14 @@ def uniform_times(steps: int) -> list[float]:
     return [1 - i / steps for i in range(steps + 1)]
 
 
+def shifted(u: float, shift: float) -> float:
+    """The time s u / (1 + (s - 1) u) of an even grid's point u in [0, 1], with shift s > 0: 0 and 1 stay.
+
+    s below 1 spends more steps near the data, above 1 near the noise (Esser et al. 2024, arXiv 2403.03206, eq. 23).
+    """
+    return shift * u / (1 + (shift - 1) * u)
+
+
 def flow_stage(velocity: Velocity, steps: int) -> Stage:
     """A whole flow as a stage, from t = 1 to t = 0 in equal Euler steps."""
     return Stage(Euler(velocity), uniform_times(steps))

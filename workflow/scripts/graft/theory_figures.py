@@ -112,7 +112,7 @@ def draw_cuts(axes: Axes, rows: pd.DataFrame, gains: pd.DataFrame, title: str) -
     for metric, style in (("suggested_cut", ":"), ("best_cut", "-.")):
         if metric in marks:
             axes.axvline(marks[metric], color="#444444", linestyle=style, linewidth=1, label=metric.replace("_", " "))
-    axes.set(xlabel="cut, noise level t", ylabel="relative to the largest", ylim=(-0.08, 1.15))
+    axes.set(xlabel="cut, share of the sampler's steps", ylabel="relative to the largest", ylim=(-0.08, 1.15))
     if len(gains):
         right = axes.twinx()
         right.errorbar(
