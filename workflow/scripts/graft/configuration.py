@@ -94,7 +94,9 @@ def _check_latents(place: str, setting: dict[str, Any]) -> None:
             f"{place}.sampler.steps: {steps} does not divide Stable Diffusion's {NOISING_STEPS} noising steps"
         )
     if setting["sampler"]["shift"] != 1:
-        raise UserError(f"{place}.sampler.shift: must be 1, Stable Diffusion's noising steps are whole and evenly spaced")
+        raise UserError(
+            f"{place}.sampler.shift: must be 1, Stable Diffusion's noising steps are whole and evenly spaced"
+        )
     if points["image_size"] % points["downsampling"]:
         raise UserError(f"{place}.points.downsampling: does not divide the image_size {points['image_size']}")
 
