@@ -1,12 +1,14 @@
 """How fast Stable Diffusion 2's UNet samples, without and with a LoRA, and trains one, in the chain.
 
-    PYTHONPATH=workflow/scripts python tests/benchmarks/stable_diffusion.py
+    PYTHONPATH=workflow/scripts python tests/benchmarks/stable_diffusion.py [sampling] [training]
 
+By default both parts; on a GPU most of the minutes that each takes are compilation.
 Random weights of the published sizes; bf16 and compiled on a GPU, a network of 1 M parameters without one. Prints
 image-forwards a second of the bare network, of sampling (with the sampler's own work) and across P-GRAFT's cut, how
 many graphs were compiled, to which the cut must add none, and images a second of LoRA training.
 """
 
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -63,10 +65,21 @@ def networks(device):
     return base, AdaptedStableDiffusion.new(base, rank=16, alpha=16, seed=0, run=0).to(device)
 
 
-def main():
+def main(parts):
     compute = Compute.of_job(threads=1, gpus=int(ON_GPU), precision="bf16" if ON_GPU else "fp32", compiled=ON_GPU)
     task = TextToImage(8 * SIDE, 4, 8, guidance=1.0, rollouts_per_condition=1, prompt_dropout=0.1, guided_loss=False)
     base, adapted = networks(compute.device)
+    if "sampling" in parts:
+        measure_sampling(task, base, adapted, compute)
+    if "training" in parts:
+        rate = TRAINING_BATCH / training_step(task, adapted, compute)
+        print(f"LoRA training, batch {TRAINING_BATCH}: {rate:.1f} images/s")
+    if ON_GPU:
+        print(f"{torch.cuda.get_device_name()}, at most {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+
+
+def measure_sampling(task, base, adapted, compute):
+    """Print the speed of the base and of its adapted twin, alone and across a cut, and the graphs compiled."""
     below, above = compute.compile(base), compute.compile(adapted)
     x = torch.randn(BATCH, *task.shape, generator=torch.Generator().manual_seed(0)).to(compute.device)
     t = torch.full((BATCH,), 500, device=compute.device)
@@ -96,11 +109,6 @@ def main():
     for name, rate in forwards.items():
         print(f"{name}: {rate:.1f} image-forwards/s")
     print(f"graphs compiled: {graphs}, after the cut {counters['stats']['unique_graphs']}")
-    print(
-        f"LoRA training, batch {TRAINING_BATCH}: {TRAINING_BATCH / training_step(task, adapted, compute):.1f} images/s"
-    )
-    if ON_GPU:
-        print(f"{torch.cuda.get_device_name()}, at most {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
 
 def training_step(task, adapted, compute):
@@ -129,4 +137,4 @@ def training_step(task, adapted, compute):
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or ["sampling", "training"])
