@@ -43,9 +43,14 @@ wildcard_constraints:
 
 
 @cache
-def code(script, task=None):
+def code_of(script, task=None):
     """Fingerprint of the code that a script runs (for a task): a rerun trigger that ignores comments."""
     return fingerprint(SCRIPTS / script, task=task)
+
+
+def code(script):
+    """`code_of` a script, as a params function: every job starts a snakemake within, which needs only the job's own."""
+    return lambda wildcards: code_of(script)
 
 
 def task_setting(leaf, task="images"):
@@ -159,11 +164,7 @@ def command_line_overrides(wildcards):
 
 def task_code(script):
     """The same as `code`, with the task that a job works on, which its script loads by name."""
-
-    def of_task(wildcards):
-        return code(script, wildcards.task)
-
-    return of_task
+    return lambda wildcards: code_of(script, wildcards.task)
 
 
 def reward_code(wildcards):

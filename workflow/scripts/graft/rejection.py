@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betainc, xlogy
 
 from graft.errors import UserError
 
@@ -108,6 +107,8 @@ class BestOf:
 
         See `Rule.reshaped_reward`.
         """
+        from scipy.special import xlogy  # here, as in _mean_betainc: who only reads the configuration need not wait
+
         high, low = _jump(rewards, cdf, cdf_left)
         # With the jump's share s = 1 - F₋/F the fraction is F^(n-1) (1 - (1 - s)ⁿ) / (n s), exact for any small s.
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -244,6 +245,7 @@ def deduplicate(
 
 def _mean_betainc(a: int, b: int, low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
     """Average of I_u(a, b) over u in [low, high]; I_high(a, b) where the two are equal."""
+    from scipy.special import betainc
 
     def integral(u: NDArray[np.float64]) -> NDArray[np.float64]:
         # By parts: the integral of I over [0, u] is u I_u(a, b) - E[U; U <= u] for U ~ Beta(a, b).
