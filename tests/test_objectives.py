@@ -5,10 +5,14 @@ their worst cut: with rho inverted 7, squared 15 to 40, left out 12 to 50; with 
 alpha_c for alpha_c^2 55, with sigma(t|c) for sigma_t 23.
 """
 
+import math
+
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from graft.objectives import denoising, noise_prediction, point_above_cut, stratified_times
+from graft.objectives import LogitNormalTimes, denoising, noise_prediction, point_above_cut, stratified_times
 from graft.paths import PATHS, sample_path
 
 MEAN = torch.tensor([1.0, -0.5], dtype=torch.float64)
@@ -164,3 +168,24 @@ def test_stratified_times_are_uniform_above_the_lowest(lowest):
     assert uniform.square().mean().item() == pytest.approx(1 / 3, abs=1e-3)
     first = draws[:, 0]
     assert first.mean().item() == pytest.approx(lowest + (1 - lowest) / 2, abs=0.02)
+
+
+@pytest.mark.parametrize("lowest", [0.0, 0.2])
+def test_logit_normal_times_have_their_law_above_the_lowest(lowest):
+    """Against SciPy's normal distribution of the logits, cut off below; one in each interval of equal probability."""
+    x, rng, law = torch.zeros(16, 3, dtype=torch.float64), generator(), LogitNormalTimes(centre=0.3, spread=0.8)
+    draws = torch.stack([stratified_times(x, rng, lowest, law) for _ in range(2000)])
+    logits = stats.norm(math.log(0.3 / 0.7), 0.8)
+    below = logits.cdf(math.log(lowest / (1 - lowest))) if lowest else 0.0
+    shares = (logits.cdf(torch.logit(draws).numpy()) - below) / (1 - below)
+    intervals = np.floor(shares * 16 - 1e-9).astype(int)
+    assert np.array_equal(np.sort(intervals, axis=1), np.tile(np.arange(16), (2000, 1)))
+    assert stats.kstest(shares[:, 0], "uniform").pvalue > 0.01
+
+
+def test_logit_normal_times_may_be_one_but_not_below_the_lowest():
+    law = LogitNormalTimes(centre=0.3, spread=1.0)
+    times = law.quantile(torch.tensor([0.5, 1.0]))
+    torch.testing.assert_close(times, torch.tensor([0.3, 1.0]))
+    assert law.share_below(0.3) == pytest.approx(0.5)
+    assert (law.share_below(0.0), law.share_below(1.0)) == (0.0, 1.0)

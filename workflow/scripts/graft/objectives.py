@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,12 +25,42 @@ def flow_matching(velocity: Velocity, path: GaussianPath, x_0: Tensor, generator
     return (velocity(point.x_t, t).float() - point.dx_t).square().mean()
 
 
-def stratified_times(x: Tensor, generator: torch.Generator, lowest: float = 0.0) -> Tensor:
-    """Times (B,) ~ U(lowest, 1), one in each of as many equal intervals, for a lower variance; x is (B, ...)."""
+@dataclass(frozen=True)
+class LogitNormalTimes:
+    """A law of times to train at: logit(t) ~ N(logit(centre), spread^2) (Esser et al. 2024, arXiv 2403.03206).
+
+    centre: in (0, 1), its median. spread: above 0; at 1.6 it is about uniform in its middle.
+    """
+
+    centre: float
+    spread: float
+
+    def share_below(self, t: float) -> float:
+        """The probability of a time below t in [0, 1]."""
+        offset = torch.logit(torch.tensor([t, self.centre], dtype=torch.double))
+        return torch.special.ndtr((offset[0] - offset[1]) / self.spread).item()
+
+    def quantile(self, share: Tensor) -> Tensor:
+        """The times below which the `share` in [0, 1] lies, of its shape."""
+        middle = math.log(self.centre / (1 - self.centre))
+        return torch.sigmoid(middle + self.spread * torch.special.ndtri(share))
+
+
+def stratified_times(
+    x: Tensor, generator: torch.Generator, lowest: float = 0.0, law: LogitNormalTimes | None = None
+) -> Tensor:
+    """Times (B,) above the lowest, one in each of as many intervals of equal probability; x is (B, ...).
+
+    Their law is uniform, or `law` given that they are above the lowest. The intervals lower the variance.
+    """
     uniform = torch.rand(1, generator=generator, device=x.device, dtype=x.dtype)
     fraction = (uniform + torch.arange(len(x), device=x.device) / len(x)) % 1
     # Modulo 1 a 0 is a 1: without noise, at time 0, a point above the cut 0 would be 0 / 0.
-    return lowest + (1 - lowest) * fraction.where(fraction > 0, 1)
+    fraction = fraction.where(fraction > 0, 1)
+    if law is None:
+        return lowest + (1 - lowest) * fraction
+    below = law.share_below(lowest)
+    return law.quantile(below + (1 - below) * fraction).clamp(min=lowest)
 
 
 @dataclass(frozen=True)

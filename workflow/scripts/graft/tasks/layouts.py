@@ -56,6 +56,7 @@ class Layouts(SetTask):
 
     max_elements: int
     rollouts_per_condition: int | None
+    training_times: dict[str, float] | None = None
 
     coordinates, spatial = 4, False
     lower_is_better = ("alignment_x100", "overlap", "fd_layout_network")

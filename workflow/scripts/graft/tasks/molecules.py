@@ -47,6 +47,7 @@ class Molecules(SetTask):
     elements: list[str]
     max_atoms: int
     element_scale: float
+    training_times: dict[str, float] | None = None
 
     coordinates, spatial = 3, True
 
