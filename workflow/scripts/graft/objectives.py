@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -26,41 +27,45 @@ def flow_matching(velocity: Velocity, path: GaussianPath, x_0: Tensor, generator
 
 
 @dataclass(frozen=True)
-class LogitNormalTimes:
-    """A law of times to train at: logit(t) ~ N(logit(centre), spread^2) (Esser et al. 2024, arXiv 2403.03206).
+class FocusedTimes:
+    """A law of times to train at: with probability `uniform` U(0, 1), else logit(t) ~ N(logit(centre), spread^2).
 
-    centre: in (0, 1), its median. spread: above 0; at 1.6 it is about uniform in its middle.
+    The logit-normal part (Esser et al. 2024, arXiv 2403.03206) learns most where a reward is decided; without the
+    uniform one the noise's end would go untrained. centre: in (0, 1), the median of the first. spread: above 0.
+    uniform: in (0, 1).
     """
 
     centre: float
     spread: float
+    uniform: float
 
-    def share_below(self, t: float) -> float:
-        """The probability of a time below t in [0, 1]."""
-        offset = torch.logit(torch.tensor([t, self.centre], dtype=torch.double))
-        return torch.special.ndtr((offset[0] - offset[1]) / self.spread).item()
+    def above(self, lowest: float, fraction: Tensor) -> Tensor:
+        """Times above the lowest in [0, 1), (B,), of which the `fraction` (B,) in (0, 1] is even: the law given that.
 
-    def quantile(self, share: Tensor) -> Tensor:
-        """The times below which the `share` in [0, 1] lies, of its shape."""
+        Fractions up to the uniform part's probability become uniform times, the others logit-normal ones.
+        """
         middle = math.log(self.centre / (1 - self.centre))
-        return torch.sigmoid(middle + self.spread * torch.special.ndtri(share))
+        below = NormalDist(middle, self.spread).cdf(math.log(lowest / (1 - lowest))) if lowest > 0 else 0.0
+        parts = self.uniform * (1 - lowest), (1 - self.uniform) * (1 - below)
+        share = parts[0] / sum(parts)
+        even = lowest + (1 - lowest) * fraction / share
+        normal = torch.special.ndtri(below + (1 - below) * (fraction - share).clamp(min=0) / (1 - share))
+        focused = torch.sigmoid(middle + self.spread * normal).clamp(min=lowest)
+        return torch.where(fraction <= share, even, focused)
 
 
 def stratified_times(
-    x: Tensor, generator: torch.Generator, lowest: float = 0.0, law: LogitNormalTimes | None = None
+    x: Tensor, generator: torch.Generator, lowest: float = 0.0, law: FocusedTimes | None = None
 ) -> Tensor:
-    """Times (B,) above the lowest, one in each of as many intervals of equal probability; x is (B, ...).
+    """Times (B,) above the lowest, x being (B, ...): uniform ones, or of a law given that they are above the lowest.
 
-    Their law is uniform, or `law` given that they are above the lowest. The intervals lower the variance.
+    One comes from each of as many intervals of equal probability, for a lower variance.
     """
     uniform = torch.rand(1, generator=generator, device=x.device, dtype=x.dtype)
     fraction = (uniform + torch.arange(len(x), device=x.device) / len(x)) % 1
     # Modulo 1 a 0 is a 1: without noise, at time 0, a point above the cut 0 would be 0 / 0.
     fraction = fraction.where(fraction > 0, 1)
-    if law is None:
-        return lowest + (1 - lowest) * fraction
-    below = law.share_below(lowest)
-    return law.quantile(below + (1 - below) * fraction).clamp(min=lowest)
+    return lowest + (1 - lowest) * fraction if law is None else law.above(lowest, fraction)
 
 
 @dataclass(frozen=True)

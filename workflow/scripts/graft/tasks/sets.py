@@ -13,7 +13,7 @@ from torch.nn import functional
 from graft.errors import UserError
 from graft.networks.saved import load_saved
 from graft.networks.set_transformer import SetTransformer
-from graft.objectives import LogitNormalTimes, denoising, stratified_times
+from graft.objectives import FocusedTimes, denoising, stratified_times
 from graft.paths import StraightPath
 from graft.sampling import Denoiser
 from graft.seeding import drawn_weights
@@ -28,8 +28,8 @@ class SetTask:
     One-hot classes are scaled by `class_scale`, and rows beyond a set's elements are zero. A subclass says D
     (`coordinates`), whether the first three are positions in space (`spatial`, see `SetTransformer`), N
     (`max_elements`), K (`classes`, 0 where they are given and not denoised) and what a condition makes of a point
-    (`mask`, `project`), and which `training_times` its bases and tuned models see: uniform ones (None) or those of a
-    `LogitNormalTimes` (`centre`, `spread`).
+    (`mask`, `project`), and which `training_times` its bases and tuned models see: uniform ones (None) or those of
+    `graft.objectives.FocusedTimes` (`centre`, `spread`, `uniform`).
     """
 
     coordinates: ClassVar[int]
@@ -124,7 +124,7 @@ class SetTask:
         """Denoising above a cut (`graft.objectives.denoising`) of snapshots x_c (B, N, D + K); a scalar."""
         x_c = self.augment(x_c, generator)
         noise = self.project(torch.randn(x_c.shape, generator=generator, device=x_c.device), condition)
-        law = self.training_times and LogitNormalTimes(**self.training_times)
+        law = self.training_times and FocusedTimes(**self.training_times)
         t = stratified_times(x_c, generator, cut_time, law)
         return denoising(self.denoiser(network, condition), self.weight, self.path, x_c, cut_time, noise, t)
 
