@@ -10,7 +10,7 @@ import graft.fine_tuning
 import graft.training
 from graft.errors import UserError
 from graft.fine_tuning import STEPS_PER_GRADIENT, PolicyGradient, PolicySettings, tune_on_snapshots
-from graft.objectives import denoising, stratified_times
+from graft.objectives import FocusedTimes, denoising, stratified_times
 from graft.paths import StraightPath
 from graft.policy_gradient import clipped_objective
 from graft.rollouts import SamplerSettings
@@ -48,9 +48,9 @@ class Line:
         shift = condition["shift"][:, None]
         return lambda x, t: network(x - (1 - t)[:, None] * shift, t) + shift
 
-    def denoising_loss(self, network, x_c, cut_time, condition, generator):
+    def denoising_loss(self, network, x_c, cut_time, condition, generator, times=None):
         noise = torch.randn(x_c.shape, generator=generator)
-        t = stratified_times(x_c, generator, cut_time)
+        t = stratified_times(x_c, generator, cut_time, times)
         return denoising(self.denoiser(network, condition), lambda t: 1.0, self.path, x_c, cut_time, noise, t)
 
     def group(self, condition):
@@ -76,7 +76,7 @@ def law_of_samples(mean):
 SNAPSHOTS = TrainingSettings(steps=200, batch_size=128, learning_rate=0.05, ema_decay=0.9)
 
 
-def tune(cpu, checkpoint, cut_time=0.0, settings=SNAPSHOTS, task=None, identity="code"):
+def tune(cpu, checkpoint, cut_time=0.0, settings=SNAPSHOTS, task=None, identity="code", times=None):
     """The mean that is learned from snapshots of N(1.5 + shift, VARIANCE) at a cut, and the loss curve."""
     network, count = Mean(), 4000
     rng, condition = torch.Generator().manual_seed(0), shifts(count)
@@ -89,6 +89,7 @@ def tune(cpu, checkpoint, cut_time=0.0, settings=SNAPSHOTS, task=None, identity=
         cut_time,
         condition,
         settings,
+        times=times,
         seed=0,
         run=1,
         compute=cpu,
@@ -98,19 +99,25 @@ def tune(cpu, checkpoint, cut_time=0.0, settings=SNAPSHOTS, task=None, identity=
     return network.mean.detach(), log.curve
 
 
-@pytest.mark.parametrize("cut_time", [0.0, 0.25, 0.5])
-def test_tuning_on_snapshots_learns_their_law_and_lowers_the_loss(cpu, tmp_path, cut_time):
-    """The model that fits snapshots of N(m, v) at any cut is that of data N(m, v); conditions stay with their rows."""
-    mean, curve = tune(cpu, tmp_path / "checkpoint.safetensors", cut_time)
+@pytest.mark.parametrize(
+    ("cut_time", "times"),
+    [(0.0, None), (0.25, None), (0.5, None), (0.0, FocusedTimes(0.1, 1.0, 0.1)), (0.25, FocusedTimes(0.7, 0.5, 0.3))],
+)
+def test_tuning_on_snapshots_learns_their_law_and_lowers_the_loss(cpu, tmp_path, cut_time, times):
+    """The model that fits snapshots of N(m, v) at any cut is that of data N(m, v), whatever times it learns at.
+
+    Conditions stay with their rows; what is left of the loss tells that the times are those of the law.
+    """
+    mean, curve = tune(cpu, tmp_path / "checkpoint.safetensors", cut_time, times=times)
     assert mean.item() == pytest.approx(1.5, abs=0.05)
     losses = [point["loss"] for point in curve]
     assert sum(losses[-10:]) / 10 < 0.7 * sum(losses[:3]) / 3
-    assert sum(losses[-10:]) / 10 == pytest.approx(least_loss(cut_time), rel=0.15)
+    assert sum(losses[-10:]) / 10 == pytest.approx(least_loss(cut_time, times), rel=0.15)
 
 
-def least_loss(cut_time):
+def least_loss(cut_time, times):
     """What the best model leaves: the mean over t of Var(target | x_t), with x_t and target as P-GRAFT has them."""
-    c, t = cut_time, torch.linspace(cut_time, 1, 2002)[1:-1]
+    c, t = cut_time, stratified_times(torch.zeros(2000), torch.Generator().manual_seed(5), cut_time, times)
     kept = (1 - t) / (1 - c)
     fresh = (t**2 - (kept * c) ** 2).sqrt()
     of_snapshot, of_noise = fresh / t / (1 - c), -(1 - t) * c**2 / ((1 - c) ** 2 * t)

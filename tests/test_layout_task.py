@@ -13,6 +13,7 @@ from graft.layout_formats import CLASSES
 from graft.metrics.layouts import alignment, overlap
 from graft.networks import layout_features
 from graft.networks.layout_features import LayoutFeatures, disturb, layout_features_loss, tells_disturbed
+from graft.objectives import FocusedTimes
 from graft.rollouts import SamplerSettings, roll_out
 from graft.seeding import ChunkedNormal, Draw, drawn_weights
 from graft.shards import write_tensors
@@ -204,19 +205,21 @@ def test_without_its_index_embedding_the_network_does_not_see_the_order_of_eleme
 
 
 @BOTH
-def test_loss_at_cut_0_is_plain_denoising(task):
+@pytest.mark.parametrize("times", [None, FocusedTimes(0.1, 1.0, 0.2)], ids=["uniform", "focused"])
+def test_loss_at_cut_0_is_plain_denoising(task, times):
     """Recomputed from the same numbers: noise where there are elements, then stratified times; nothing is turned."""
     found, network = some_pages(8), trained_looking(task)
-    loss = task.loss(network, found.boxes, found.classes, generator(3))
+    loss = task.loss(network, found.boxes, found.classes, generator(3), times)
     rng, condition, x_0 = generator(3), task.condition_of(found.classes), task.encode(found.boxes, found.classes)
     noise = torch.randn(x_0.shape, generator=rng) * found.mask[..., None]
     t = (torch.rand(1, generator=rng) + torch.arange(8) / 8) % 1
+    t = times.above(0.0, t) if times else t
     x_t = (1 - t)[:, None, None] * x_0 + t[:, None, None] * noise
     error = (task.denoiser(network, condition)(x_t, t) - x_0).square()
     weights = ((1 - t) ** 2 + t**2) / t**2
     expected = (error[..., :4] * weights[:, None, None]).sum() + error[..., 4:].sum()
     assert loss.item() == pytest.approx(expected.item() / x_0.numel(), rel=1e-5)
-    assert torch.equal(task.denoising_loss(network, x_0, 0.0, condition, generator(3)), loss)
+    assert torch.equal(task.denoising_loss(network, x_0, 0.0, condition, generator(3), times), loss)
 
 
 @pytest.mark.parametrize(

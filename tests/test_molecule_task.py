@@ -15,12 +15,14 @@ from graft.compute import Compute
 from graft.errors import UserError
 from graft.networks.flows import build_network
 from graft.networks.set_transformer import SetTransformer
+from graft.objectives import FocusedTimes
 from graft.seeding import Draw
 from graft.shards import write_tensors
 from graft.tasks.molecules import ANGSTROM, Cloud, Molecules, random_rotations, turned_at_random
 
 TASK = Molecules(["H", "C", "N", "O"], max_atoms=7, element_scale=0.5)
 SIZES = {"width": 16, "depth": 2, "heads": 2}
+TIMES = pytest.mark.parametrize("times", [None, FocusedTimes(0.6, 0.5, 0.2)], ids=["uniform", "focused"])
 
 
 def generator(seed=0):
@@ -196,18 +198,20 @@ def test_weight_makes_the_loss_of_positions_that_of_the_raw_network():
     assert torch.equal(weight[:, 0, 3:] * TASK.element_scale**2, torch.ones(3, 4))
 
 
-def test_loss_at_cut_0_is_plain_denoising_of_the_turned_molecules():
+@TIMES
+def test_loss_at_cut_0_is_plain_denoising_of_the_turned_molecules(times):
     """Recomputed from the same numbers: rotations first, then noise in the subspace, then stratified times."""
     positions, numbers = molecules()
     network = trained_looking()
-    found = TASK.loss(network, positions, numbers, generator(3))
+    found = TASK.loss(network, positions, numbers, generator(3), times)
     rng, sizes = generator(3), {"atoms": (numbers > 0).sum(dim=1)}
     x_0 = TASK.encode(positions, numbers)
-    assert torch.equal(TASK.denoising_loss(network, x_0, 0.0, sizes, rng), found)
+    assert torch.equal(TASK.denoising_loss(network, x_0, 0.0, sizes, rng, times), found)
     rng = generator(3)
     x_0 = torch.cat([turned_at_random(x_0[..., :3], rng), x_0[..., 3:]], dim=-1)
     noise = TASK.project(torch.randn(x_0.shape, generator=rng), sizes)
     t = (torch.rand(1, generator=rng) + torch.arange(6) / 6) % 1
+    t = times.above(0.0, t) if times else t
     x_t = (1 - t)[:, None, None] * x_0 + t[:, None, None] * noise
     error = (TASK.denoiser(network, sizes)(x_t, t) - x_0).square()
     weights = ((1 - t) ** 2 + t**2) / t**2
@@ -215,13 +219,15 @@ def test_loss_at_cut_0_is_plain_denoising_of_the_turned_molecules():
     assert found.item() == pytest.approx(expected.item() / x_0.numel(), rel=1e-5)
 
 
-def test_loss_above_a_cut_regresses_what_is_left_of_the_snapshot():
+@TIMES
+def test_loss_above_a_cut_regresses_what_is_left_of_the_snapshot(times):
     """rho x_0(x_t, t) on rho x_c / alpha_c - alpha_t sigma_c^2 / (alpha_c^2 sigma_t) eps', with the base's weight."""
     network, c, rng = trained_looking(), 0.4, generator(4)
-    found = TASK.denoising_loss(network, points(), c, SOME, generator(4))
+    found = TASK.denoising_loss(network, points(), c, SOME, generator(4), times)
     x_c = torch.cat([turned_at_random(points()[..., :3], rng), points()[..., 3:]], dim=-1)
     noise = TASK.project(torch.randn(x_c.shape, generator=rng), SOME)
-    t = c + (1 - c) * ((torch.rand(1, generator=rng) + torch.arange(8) / 8) % 1)
+    t = (torch.rand(1, generator=rng) + torch.arange(8) / 8) % 1
+    t = times.above(c, t) if times else c + (1 - c) * t
     a, s = (1 - t)[:, None, None], t[:, None, None]
     s_tc = (s**2 - (a / (1 - c)) ** 2 * c**2).sqrt()
     x_t = a / (1 - c) * x_c + s_tc * noise

@@ -2,6 +2,7 @@
 
 import inspect
 import shutil
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,22 +13,32 @@ from test_workflow import REPOSITORY, TINY_DDPO, TINY_TRAINING, Checkout, failin
 
 from graft.branching import fixed_share
 from graft.fine_tuning import tune_on_snapshots
+from graft.objectives import FocusedTimes
 from graft.rollouts import SamplerSettings, roll_out
 from graft.seeding import ChunkedNormal, Draw
 from graft.shards import ShardedTensor, TensorFile
 from graft.tasks.molecules import Molecules
-from graft.training import TrainingSettings
+from graft.training import TrainingSettings, train
 
 REJECTION = {"rule": None, "cut": 0.0, "deduplicate": False, "learning_rate": 1e-3}
 DDPO = {**TINY_DDPO, "clip": 0.2, "learning_rate": 1e-3}
 SETTING = {
     "data": {"asset": "enumerated", "shards": 1},
     "points": {"elements": ["H", "C", "O"], "max_atoms": 6, "element_scale": 1.0},
-    "base": {"pretrained": None, "network": {"width": 8, "depth": 1, "heads": 2}, "training": TINY_TRAINING},
+    "base": {
+        "pretrained": None,
+        "network": {"width": 8, "depth": 1, "heads": 2},
+        "training": TINY_TRAINING,
+        "training_times": {"centre": 0.3, "spread": 1.0, "uniform": 0.5},
+    },
     "sampler": {"steps": 4, "shift": 1.0, "eta": 1.0, "batch_size": 64},
     "reward": {"function": "qed", "max_failed": 0.0},
     "rollouts": {"samples": 192, "shards": 1, "rounds": 1},
-    "fine_tuning": {"jobs": 1, "training": {"steps": 4, "batch_size": 32, "ema_decay": 0.9}},
+    "fine_tuning": {
+        "jobs": 1,
+        "training": {"steps": 4, "batch_size": 32, "ema_decay": 0.9},
+        "training_times": {"centre": 0.6, "spread": 0.5, "uniform": 0.1},
+    },
     "methods": {
         "self": REJECTION,
         "graft": {**REJECTION, "rule": {"type": "TopK", "k": 1, "m": 3}},
@@ -202,6 +213,25 @@ def test_later_rollouts_come_from_the_models_of_the_round_before(finished, cpu, 
     torch.testing.assert_close(file.tensor(f"{model}.step0")[:64], found[0], rtol=0, atol=1e-6)
 
 
+def test_the_base_is_trained_at_the_configured_times(finished, cpu, tmp_path):
+    folder = finished.folder / FOLDER.format("tiny")
+    network = TASK.build_network(SETTING["base"]["network"], seed=100, run=0)
+    train(
+        network,
+        TASK.training_data(folder / "data"),
+        partial(TASK.loss, times=FocusedTimes(**SETTING["base"]["training_times"])),
+        TrainingSettings(**TINY_TRAINING),
+        seed=100,
+        run=0,
+        compute=cpu,
+        checkpoint=tmp_path / "checkpoint.safetensors",
+        identity="",
+    )
+    found = TASK.load_network(folder / "base").state_dict()
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
+
+
 def test_the_second_round_tunes_on_what_the_models_of_the_first_drew(finished, cpu, tmp_path):
     """From these models on, and on the snapshots at the method's cut that its own selection names."""
     seed = finished.folder / FOLDER.format("own") / "seed0"
@@ -218,6 +248,7 @@ def test_the_second_round_tunes_on_what_the_models_of_the_first_drew(finished, c
         0.5,
         {name: value[chosen] for name, value in file.group("condition").items()},
         TrainingSettings(**SETTING["fine_tuning"]["training"], learning_rate=REJECTION["learning_rate"]),
+        times=FocusedTimes(**SETTING["fine_tuning"]["training_times"]),
         seed=0,
         run=2,
         compute=cpu,

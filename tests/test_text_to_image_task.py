@@ -11,7 +11,7 @@ from replicas import TINY_TEXT, TINY_UNET
 from graft.errors import UserError
 from graft.files import write_json
 from graft.networks.stable_diffusion import AdaptedStableDiffusion
-from graft.objectives import noise_prediction, stratified_times
+from graft.objectives import FocusedTimes, noise_prediction, stratified_times
 from graft.seeding import Draw
 from graft.shards import write_tensors
 from graft.tasks.text_to_image import Pictures, TextToImage, padded, pictures, png, prompt_table, scored, texts
@@ -156,13 +156,14 @@ def test_the_bases_loss_trains_unet_and_text_encoder_and_leaves_the_autoencoder(
     assert touched == {"unet", "text_encoder"}
 
 
-def test_without_dropout_the_loss_at_cut_zero_is_plain_noise_prediction(base, data):
+@pytest.mark.parametrize("times", [None, FocusedTimes(0.6, 0.5, 0.2)], ids=["uniform", "focused"])
+def test_without_dropout_the_loss_at_cut_zero_is_plain_noise_prediction(base, data, times):
     x_0 = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     condition = {"prompt": torch.tensor([0, 1, 2])}
-    found = TASK.denoising_loss(base, x_0, 0.0, condition, torch.Generator().manual_seed(2))
+    found = TASK.denoising_loss(base, x_0, 0.0, condition, torch.Generator().manual_seed(2), times)
     rng = torch.Generator().manual_seed(2)
     torch.rand(3, generator=rng)  # which prompts drop out
-    noise, t = torch.randn(x_0.shape, generator=rng), stratified_times(x_0, rng)
+    noise, t = torch.randn(x_0.shape, generator=rng), stratified_times(x_0, rng, 0.0, times)
     x_t = TASK.path.alpha(t)[:, None, None, None] * x_0 + TASK.path.sigma(t)[:, None, None, None] * noise
     predicted = base(x_t, TASK.path.timestep(t), base.embeddings[:3])
     assert found.item() == pytest.approx((noise - predicted).square().mean().item(), rel=1e-5)

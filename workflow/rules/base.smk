@@ -51,6 +51,7 @@ rule train_base:
         pretrained=task_setting("base/pretrained"),
         network=task_setting("base/network"),
         training=task_setting("base/training"),
+        times=task_setting("base/training_times"),
         precision=config["compute"]["precision"],
         compile=config["compute"]["compile"],
         code=task_code("train_base.py"),

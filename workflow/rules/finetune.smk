@@ -31,6 +31,7 @@ rule fine_tune:
         reward_code=reward_code,
         rollouts=task_setting("rollouts/samples"),
         training=task_setting("fine_tuning/training"),
+        times=task_setting("fine_tuning/training_times"),
         adapter=adapter_of,
         methods=of_group("methods_of"),
         precision=config["compute"]["precision"],

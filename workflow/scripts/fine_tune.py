@@ -9,6 +9,7 @@ import torch
 from graft.files import write_json
 from graft.fine_tuning import PolicyGradient, PolicySettings, tune_on_snapshots
 from graft.jobs import compute_of, identity_of, run, task_of
+from graft.objectives import FocusedTimes
 from graft.rewards import check_failures
 from graft.rollouts import SamplerSettings
 from graft.seeding import Draw
@@ -49,6 +50,7 @@ def by_rejection(job, task, compute, name, method, network, rows):
         sampler.time(cut),
         condition,
         TrainingSettings(**job.params.training, learning_rate=method["learning_rate"]),
+        times=FocusedTimes(**job.params.times) if job.params.times else None,
         seed=int(job.wildcards.seed),
         run=int(job.wildcards.round),
         compute=compute,

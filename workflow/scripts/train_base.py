@@ -1,9 +1,11 @@
 """Train the base model of a setting, or take over one that diffusers saved."""
 
+from functools import partial
 from pathlib import Path
 
 from graft.files import write_json
 from graft.jobs import compute_of, fit, run, task_of
+from graft.objectives import FocusedTimes
 
 
 def main(job):
@@ -21,7 +23,9 @@ def train_network(job, task, folder):
     parts = {"autoencoder": job.input.autoencoder[0]} if job.input.autoencoder else {}
     network = task.build_network(job.params.network, seed=job.params.seed, run=0, **parts)
     data, where = task.training_data(job.input.data), {"checkpoint": job.params.checkpoint, "folder": folder}
-    log = fit(job, compute_of(job), network, data, task.loss, job.params.training, run=0, **where)
+    # A flow has no such times.
+    loss = partial(task.loss, times=FocusedTimes(**job.params.times)) if job.params.times else task.loss
+    log = fit(job, compute_of(job), network, data, loss, job.params.training, run=0, **where)
     return network, log.seconds_per_step
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from graft.compute import Compute
 from graft.errors import UserError
+from graft.objectives import FocusedTimes
 from graft.policy_gradient import Trajectory, advantages, clipped_objective, draw_trajectory, joined, log_density
 from graft.progress import progress
 from graft.rollouts import SamplerSettings
@@ -34,17 +35,19 @@ def tune_on_snapshots(
     cut_time: float,
     condition: dict[str, Tensor],
     settings: TrainingSettings,
+    times: FocusedTimes | None = None,
     **training: Any,
 ) -> TrainingLog:
     """GRAFT (cut_time 0) and P-GRAFT: denoise above the cut, towards snapshots (n, ...) with their conditions (n, ...).
 
-    The network is changed in place. `training`: further arguments of `graft.training.train`.
+    times: the law of the times above the cut, uniform without one. The network is changed in place. `training`: further
+    arguments of `graft.training.train`.
     """
     names = list(condition)
 
     def loss(model: Callable[..., Tensor], x_c: Tensor, *values: Any) -> Tensor:
         *conditions, rng = values
-        return task.denoising_loss(model, x_c, cut_time, dict(zip(names, conditions, strict=True)), rng)
+        return task.denoising_loss(model, x_c, cut_time, dict(zip(names, conditions, strict=True)), rng, times)
 
     return train(network, [snapshots, *condition.values()], loss, settings, **training)
 

@@ -49,8 +49,9 @@ class FocusedTimes:
         parts = self.uniform * (1 - lowest), (1 - self.uniform) * (1 - below)
         share = parts[0] / sum(parts)
         even = lowest + (1 - lowest) * fraction / share
-        normal = torch.special.ndtri(below + (1 - below) * (fraction - share).clamp(min=0) / (1 - share))
-        focused = torch.sigmoid(middle + self.spread * normal).clamp(min=lowest)
+        # In float32 the largest would be a little above 1, and its quantile NaN.
+        quantile = (below + (1 - below) * (fraction - share).clamp(min=0) / (1 - share)).clamp(max=1)
+        focused = torch.sigmoid(middle + self.spread * torch.special.ndtri(quantile)).clamp(min=lowest)
         return torch.where(fraction <= share, even, focused)
 
 

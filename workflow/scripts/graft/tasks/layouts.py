@@ -23,6 +23,7 @@ from graft.metrics.images import frechet_distance
 from graft.metrics.layouts import alignment, maximum_iou, overlap
 from graft.networks.layout_features import LayoutFeatures
 from graft.networks.saved import load_saved
+from graft.objectives import FocusedTimes
 from graft.rewards import load_reward, per_sample
 from graft.seeding import Draw, chunked_rows, generator
 from graft.shards import ShardedTensor, load_prepared
@@ -56,7 +57,6 @@ class Layouts(SetTask):
 
     max_elements: int
     rollouts_per_condition: int | None
-    training_times: dict[str, float] | None = None
 
     coordinates, spatial = 4, False
     lower_is_better = ("alignment_x100", "overlap", "fd_layout_network")
@@ -85,10 +85,17 @@ class Layouts(SetTask):
         """Boxes and classes of the pages that are not held out."""
         return list(pages(str(folder), held_out=False))
 
-    def loss(self, network: nn.Module, boxes: Tensor, classes: Tensor, generator: torch.Generator) -> Tensor:
-        """Denoising at all times; see `encode` for the arguments."""
+    def loss(
+        self,
+        network: nn.Module,
+        boxes: Tensor,
+        classes: Tensor,
+        generator: torch.Generator,
+        times: FocusedTimes | None = None,
+    ) -> Tensor:
+        """Denoising at all times; see `encode` and `denoising_loss` for the arguments."""
         condition = self.condition_of(classes.long())
-        return self.denoising_loss(network, self.encode(boxes, classes), 0.0, condition, generator)
+        return self.denoising_loss(network, self.encode(boxes, classes), 0.0, condition, generator, times)
 
     def condition_of(self, classes: Tensor) -> Condition:
         """The condition of pages of classes (B, N) int64, 0 for no element."""

@@ -21,6 +21,7 @@ from graft import molecule_formats
 from graft.compute import Compute
 from graft.metrics.bond_table import ATOMIC_NUMBER
 from graft.metrics.molecules import canonical_smiles, largest_fragment, rdkit_molecules, stability, summary
+from graft.objectives import FocusedTimes
 from graft.rewards import load_reward, per_sample
 from graft.seeding import Draw, chunked_rows
 from graft.shards import ShardedTensor, load_prepared
@@ -47,7 +48,6 @@ class Molecules(SetTask):
     elements: list[str]
     max_atoms: int
     element_scale: float
-    training_times: dict[str, float] | None = None
 
     coordinates, spatial = 3, True
 
@@ -78,10 +78,17 @@ class Molecules(SetTask):
         """Positions and atomic numbers of a prepared folder."""
         return [load_prepared(folder, name) for name in ("positions", "atomic_numbers")]
 
-    def loss(self, network: nn.Module, positions: Tensor, atomic_numbers: Tensor, generator: torch.Generator) -> Tensor:
-        """Denoising at all times; see `encode` for the arguments."""
+    def loss(
+        self,
+        network: nn.Module,
+        positions: Tensor,
+        atomic_numbers: Tensor,
+        generator: torch.Generator,
+        times: FocusedTimes | None = None,
+    ) -> Tensor:
+        """Denoising at all times; see `encode` and `denoising_loss` for the arguments."""
         x_0, condition = self.encode(positions, atomic_numbers), {"atoms": (atomic_numbers > 0).sum(dim=1)}
-        return self.denoising_loss(network, x_0, 0.0, condition, generator)
+        return self.denoising_loss(network, x_0, 0.0, condition, generator, times)
 
     def augment(self, x_c: Tensor, generator: torch.Generator) -> Tensor:
         """Points turned at random, since base and rewards do not know directions and the network has to learn so."""

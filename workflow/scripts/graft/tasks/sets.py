@@ -28,14 +28,12 @@ class SetTask:
     One-hot classes are scaled by `class_scale`, and rows beyond a set's elements are zero. A subclass says D
     (`coordinates`), whether the first three are positions in space (`spatial`, see `SetTransformer`), N
     (`max_elements`), K (`classes`, 0 where they are given and not denoised) and what a condition makes of a point
-    (`mask`, `project`), and which `training_times` its bases and tuned models see: uniform ones (None) or those of
-    `graft.objectives.FocusedTimes` (`centre`, `spread`, `uniform`).
+    (`mask`, `project`).
     """
 
     coordinates: ClassVar[int]
     spatial: ClassVar[bool]
     max_elements: int
-    training_times: dict[str, float] | None
     class_scale: float = 1.0
     path = StraightPath()
     precision = torch.float32
@@ -119,13 +117,21 @@ class SetTask:
         return (base if previous is None else self.load_tuned(base, previous)).requires_grad_(True)
 
     def denoising_loss(
-        self, network: nn.Module, x_c: Tensor, cut_time: float, condition: Condition, generator: torch.Generator
+        self,
+        network: nn.Module,
+        x_c: Tensor,
+        cut_time: float,
+        condition: Condition,
+        generator: torch.Generator,
+        times: FocusedTimes | None = None,
     ) -> Tensor:
-        """Denoising above a cut (`graft.objectives.denoising`) of snapshots x_c (B, N, D + K); a scalar."""
+        """Denoising above a cut (`graft.objectives.denoising`) of snapshots x_c (B, N, D + K); a scalar.
+
+        times: the law of the times above the cut, uniform without one.
+        """
         x_c = self.augment(x_c, generator)
         noise = self.project(torch.randn(x_c.shape, generator=generator, device=x_c.device), condition)
-        law = self.training_times and FocusedTimes(**self.training_times)
-        t = stratified_times(x_c, generator, cut_time, law)
+        t = stratified_times(x_c, generator, cut_time, times)
         return denoising(self.denoiser(network, condition), self.weight, self.path, x_c, cut_time, noise, t)
 
     def denoiser(self, network: Callable[..., Tensor], condition: Condition) -> Denoiser:

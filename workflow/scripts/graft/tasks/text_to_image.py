@@ -30,7 +30,7 @@ from graft.networks.stable_diffusion import (
     build_stable_diffusion,
     load_stable_diffusion,
 )
-from graft.objectives import noise_prediction, stratified_times
+from graft.objectives import FocusedTimes, noise_prediction, stratified_times
 from graft.paths import StableDiffusionPath
 from graft.rewards import load_reward, per_sample
 from graft.sampling import Denoiser
@@ -169,24 +169,40 @@ class TextToImage:
             )
         return network
 
-    def loss(self, network: nn.Module, images: Tensor, captions: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        captions: Tensor,
+        generator: torch.Generator,
+        times: FocusedTimes | None = None,
+    ) -> Tensor:
         """Noise prediction at all times, for pictures (B, 3, S, S) uint8 and captions (B, W) as bytes; a scalar."""
         tokens = network.tokens(["", *texts(captions.cpu().numpy())]).to(images.device)
         empty, context = network.embed(tokens).split([1, len(images)])
         context = self._with_dropout(context, empty, generator)
         with torch.no_grad():
             x_0 = network.encode(images, generator)
-        return self._noise_loss(network, context, 1.0, x_0, 0.0, generator)
+        return self._noise_loss(network, context, 1.0, x_0, 0.0, generator, times)
 
     def denoising_loss(
-        self, network: nn.Module, x_c: Tensor, cut_time: float, condition: Condition, generator: torch.Generator
+        self,
+        network: nn.Module,
+        x_c: Tensor,
+        cut_time: float,
+        condition: Condition,
+        generator: torch.Generator,
+        times: FocusedTimes | None = None,
     ) -> Tensor:
-        """Noise prediction above a cut (see `graft.objectives`) of snapshots x_c (B, C, h, w); a scalar."""
+        """Noise prediction above a cut (see `graft.objectives`) of snapshots x_c (B, C, h, w); a scalar.
+
+        times: the law of the times above the cut, uniform without one.
+        """
         context = network.embeddings[condition["prompt"]]
         if self.guided_loss:
-            return self._noise_loss(network, context, self.guidance, x_c, cut_time, generator)
+            return self._noise_loss(network, context, self.guidance, x_c, cut_time, generator, times)
         context = self._with_dropout(context, network.empty, generator)
-        return self._noise_loss(network, context, 1.0, x_c, cut_time, generator)
+        return self._noise_loss(network, context, 1.0, x_c, cut_time, generator, times)
 
     def _noise_loss(
         self,
@@ -196,9 +212,10 @@ class TextToImage:
         x_c: Tensor,
         cut_time: float,
         generator: torch.Generator,
+        times: FocusedTimes | None,
     ) -> Tensor:
         noise = torch.randn(x_c.shape, generator=generator, device=x_c.device)
-        t = stratified_times(x_c.float(), generator, cut_time)
+        t = stratified_times(x_c.float(), generator, cut_time, times)
         predict = self._noise_predictor(network, context, guidance)
         return noise_prediction(predict, self.path, x_c.float(), cut_time, noise, t)
 
