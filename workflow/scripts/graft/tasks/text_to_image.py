@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -289,7 +290,9 @@ class TextToImage:
 
     def stored(self, samples: Pictures) -> dict[str, Tensor]:
         """What a shard keeps of samples beside their points: every picture as PNG, end to end, and where they end."""
-        files = [png(image) for image in samples.images]
+        # Of large pictures a GPU draws several in the time that one takes to be compressed.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            files = list(pool.map(png, samples.images))
         return {"png": torch.cat(files), "png_ends": torch.tensor([len(file) for file in files]).cumsum(dim=0)}
 
     def load_samples(self, paths: Sequence[str | Path], name: str, data: str | Path) -> Pictures:
