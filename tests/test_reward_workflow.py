@@ -213,6 +213,17 @@ def test_later_rollouts_come_from_the_models_of_the_round_before(finished, cpu, 
     torch.testing.assert_close(file.tensor(f"{model}.step0")[:64], found[0], rtol=0, atol=1e-6)
 
 
+def job(compute, folder, **which):
+    """What a job tells the training loop beside models, data and settings."""
+    return {"compute": compute, "checkpoint": folder / "checkpoint.safetensors", "identity": "", **which}
+
+
+def check_saved(network, folder):
+    found = TASK.load_network(folder).state_dict()
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
+
+
 def test_the_base_is_trained_at_the_configured_times(finished, cpu, tmp_path):
     folder = finished.folder / FOLDER.format("tiny")
     network = TASK.build_network(SETTING["base"]["network"], seed=100, run=0)
@@ -221,15 +232,9 @@ def test_the_base_is_trained_at_the_configured_times(finished, cpu, tmp_path):
         TASK.training_data(folder / "data"),
         partial(TASK.loss, times=FocusedTimes(**SETTING["base"]["training_times"])),
         TrainingSettings(**TINY_TRAINING),
-        seed=100,
-        run=0,
-        compute=cpu,
-        checkpoint=tmp_path / "checkpoint.safetensors",
-        identity="",
+        **job(cpu, tmp_path, seed=100, run=0),
     )
-    found = TASK.load_network(folder / "base").state_dict()
-    for name, tensor in network.state_dict().items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
+    check_saved(network, folder / "base")
 
 
 def test_the_second_round_tunes_on_what_the_models_of_the_first_drew(finished, cpu, tmp_path):
@@ -249,15 +254,9 @@ def test_the_second_round_tunes_on_what_the_models_of_the_first_drew(finished, c
         {name: value[chosen] for name, value in file.group("condition").items()},
         TrainingSettings(**SETTING["fine_tuning"]["training"], learning_rate=REJECTION["learning_rate"]),
         times=FocusedTimes(**SETTING["fine_tuning"]["training_times"]),
-        seed=0,
-        run=2,
-        compute=cpu,
-        checkpoint=tmp_path / "checkpoint.safetensors",
-        identity="",
+        **job(cpu, tmp_path, seed=0, run=2),
     )
-    found = TASK.load_network(seed / "round2/jobs0/tuned/pgraft").state_dict()
-    for name, tensor in network.state_dict().items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
+    check_saved(network, seed / "round2/jobs0/tuned/pgraft")
 
 
 def test_shards_change_no_rollout_and_no_digit_of_the_table(finished):

@@ -40,9 +40,9 @@ class FocusedTimes:
     uniform: float
 
     def above(self, lowest: float, fraction: Tensor) -> Tensor:
-        """Times above the lowest in [0, 1), (B,), of which the `fraction` (B,) in (0, 1] is even: the law given that.
+        """Times (B,) of this law given that they are above the lowest, from uniform fractions (B,) in (0, 1].
 
-        Fractions up to the uniform part's probability become uniform times, the others logit-normal ones.
+        lowest: in [0, 1). Fractions up to the uniform part's probability become uniform times, the others logit-normal.
         """
         middle = math.log(self.centre / (1 - self.centre))
         below = NormalDist(middle, self.spread).cdf(math.log(lowest / (1 - lowest))) if lowest > 0 else 0.0
