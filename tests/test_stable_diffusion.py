@@ -214,6 +214,15 @@ def test_captions_over_the_limit_are_counted_and_cut(base):
     assert base.tokens([long]).shape == (1, 12)
 
 
+def test_a_folder_in_half_precision_is_loaded_in_float32(folder, tmp_path):
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float16, safety_checker=None)
+    pipeline.save_pretrained(tmp_path)
+    model = load_stable_diffusion(tmp_path)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    model.know(["a red three"])
+    assert model(torch.zeros(1, 4, 8, 8), torch.tensor([500]), model.embeddings).isfinite().all()
+
+
 def test_a_loaded_folder_predicts_as_what_was_saved(base, folder):
     assert predict(load_stable_diffusion(folder)).equal(predict(base))
 

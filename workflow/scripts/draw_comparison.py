@@ -22,7 +22,7 @@ def main(job):
     prompts = [prompt_table(str(data)).captions[row] for row in condition["prompt"].tolist()]
     model, images = params.comparison, []
     dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
-    pipeline = load_pipeline(model["pretrained"], torch_dtype=dtype).to(compute.device)
+    pipeline = load_pipeline(model["pretrained"], dtype=dtype).to(compute.device)
     pipeline.set_progress_bar_config(disable=True)
     for start in progress(range(0, len(prompts), model["batch_size"]), name):
         part = slice(start, start + model["batch_size"])

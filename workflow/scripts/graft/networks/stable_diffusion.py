@@ -177,7 +177,10 @@ def load_stable_diffusion(source: str | Path) -> StableDiffusion:
     Raises UserError if there is none, if a hub repository comes without its 40-digit commit, if the weights are not in
     safetensors, or if the model was trained with another noise schedule than `StableDiffusionPath`.
     """
-    pipeline = load_pipeline(source, StableDiffusionPipeline, **NONE_OF_THEM, requires_safety_checker=False)
+    # By itself transformers takes a text encoder's precision from the folder, and diffusers does not.
+    pipeline = load_pipeline(
+        source, StableDiffusionPipeline, dtype=torch.float32, **NONE_OF_THEM, requires_safety_checker=False
+    )
     model = StableDiffusion(
         pipeline.unet, pipeline.text_encoder, pipeline.vae, pipeline.tokenizer, matching_scheduler(pipeline.scheduler)
     )
