@@ -252,6 +252,13 @@ def test_names_that_tables_would_misread_are_refused(message, config, name):
         del block[name]
 
 
+def test_what_is_not_selected_is_not_anchored(config, message, enumerated, repository):
+    enumerated["methods"]["graft"]["anchored"] = True
+    check_config(config, repository / "workflow" / "schemas" / "config.yaml")
+    enumerated["methods"]["self"]["anchored"] = True
+    assert message().startswith("molecules.settings.enumerated.methods.self.rule: None is not of type 'object'")
+
+
 def test_no_method_is_called_base(message, enumerated):
     enumerated["methods"]["base"] = enumerated["methods"]["self"]
     assert message().startswith("molecules.settings.enumerated.methods: 'base' is no name")

@@ -1,5 +1,6 @@
 """Fine-tuning of a Gaussian in one dimension, whose samples' mean and variance are known in closed form."""
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,7 @@ import graft.fine_tuning
 import graft.training
 from graft.errors import UserError
 from graft.fine_tuning import STEPS_PER_GRADIENT, PolicyGradient, PolicySettings, tune_on_snapshots
-from graft.objectives import FocusedTimes, denoising, stratified_times
+from graft.objectives import Anchor, FocusedTimes, denoising, stratified_times
 from graft.paths import StraightPath
 from graft.policy_gradient import clipped_objective
 from graft.rollouts import SamplerSettings
@@ -48,10 +49,12 @@ class Line:
         shift = condition["shift"][:, None]
         return lambda x, t: network(x - (1 - t)[:, None] * shift, t) + shift
 
-    def denoising_loss(self, network, x_c, cut_time, condition, generator, times=None):
+    def denoising_loss(self, network, x_c, cut_time, condition, generator, times=None, anchor=None):
         noise = torch.randn(x_c.shape, generator=generator)
         t = stratified_times(x_c, generator, cut_time, times)
-        return denoising(self.denoiser(network, condition), lambda t: 1.0, self.path, x_c, cut_time, noise, t)
+        denoise = partial(self.denoiser, condition=condition)
+        start = anchor and anchor.predicting(denoise)
+        return denoising(denoise(network), lambda t: 1.0, self.path, x_c, cut_time, noise, t, start)
 
     def group(self, condition):
         return (condition["shift"] > 0).long()
@@ -125,6 +128,36 @@ def least_loss(cut_time, times):
     covariance = kept * of_snapshot * variance + fresh * of_noise
     left = of_snapshot**2 * variance + of_noise**2 - covariance**2 / (kept**2 * variance + fresh**2)
     return left.mean().item()
+
+
+@pytest.mark.parametrize("cut_time", [0.0, 0.5])
+@pytest.mark.parametrize(("drift", "tilt", "expected"), [(0.8, 0.0, 0.0), (0.0, 2.0, 2.0 * VARIANCE)])
+def test_anchored_tuning_learns_the_selection_alone(cpu, tmp_path, cut_time, drift, tilt, expected):
+    """A model of N(0, v) with rollouts N(drift, v), accepted with odds exp(tilt x_0): N(v tilt, v), without the drift.
+
+    Conditions and odds stay with their rows.
+    """
+    network, count = Mean(), 4000
+    rng, condition = torch.Generator().manual_seed(0), shifts(count)
+    z = VARIANCE**0.5 * torch.randn(count, 1, generator=rng)
+    x_0 = drift + condition["shift"][:, None] + z
+    x_c = (1 - cut_time) * x_0 + cut_time * torch.randn(count, 1, generator=rng)
+    odds = torch.exp(tilt * z[:, 0])
+    tune_on_snapshots(
+        Line(),
+        network,
+        x_c,
+        cut_time,
+        condition,
+        SNAPSHOTS,
+        anchor=Anchor(Mean(), odds / odds.mean()),
+        seed=0,
+        run=1,
+        compute=cpu,
+        checkpoint=tmp_path / "checkpoint.safetensors",
+        identity="",
+    )
+    assert network.mean.item() == pytest.approx(expected, abs=0.06 if tilt else 1e-6)
 
 
 class Killed(Exception):

@@ -15,7 +15,7 @@ from graft.compute import Compute
 from graft.errors import UserError
 from graft.networks.flows import build_network
 from graft.networks.set_transformer import SetTransformer
-from graft.objectives import FocusedTimes
+from graft.objectives import Anchor, FocusedTimes, denoising, stratified_times
 from graft.seeding import Draw
 from graft.shards import write_tensors
 from graft.tasks.molecules import ANGSTROM, Cloud, Molecules, random_rotations, turned_at_random
@@ -239,6 +239,19 @@ def test_loss_above_a_cut_regresses_what_is_left_of_the_snapshot(times):
     # Atoms that are not there and the centre of mass neither get noise nor are asked for.
     assert (x_t * ~TASK.mask(SOME)[..., None]).abs().max() == 0
     assert x_t[..., :3].sum(dim=1).abs().max() < 1e-5
+
+
+def test_an_anchored_loss_tells_relearning_by_the_model_that_is_given():
+    """Both models see the same turned and noised molecules."""
+    network, start, odds = trained_looking(), trained_looking(seed=1), torch.arange(8.0) / 3.5
+    found = TASK.denoising_loss(network, points(), 0.4, SOME, generator(4), anchor=Anchor(start, odds))
+    rng = generator(4)
+    x_c = torch.cat([turned_at_random(points()[..., :3], rng), points()[..., 3:]], dim=-1)
+    noise = TASK.project(torch.randn(x_c.shape, generator=rng), SOME)
+    t = stratified_times(x_c, rng, 0.4)
+    anchor = Anchor(TASK.denoiser(start, SOME), odds)
+    expected = denoising(TASK.denoiser(network, SOME), TASK.weight, TASK.path, x_c, 0.4, noise, t, anchor)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_network_is_invariant_to_padding_and_to_what_stands_there():

@@ -12,7 +12,15 @@ import pytest
 import torch
 from scipy import stats
 
-from graft.objectives import FocusedTimes, denoising, noise_prediction, point_above_cut, stratified_times
+from graft.objectives import (
+    Anchor,
+    FocusedTimes,
+    denoising,
+    noise_prediction,
+    point_above_cut,
+    squared_error,
+    stratified_times,
+)
 from graft.paths import PATHS, sample_path
 
 MEAN = torch.tensor([1.0, -0.5], dtype=torch.float64)
@@ -42,24 +50,31 @@ def weight(t):
     return (0.1 + t[:, None]) ** 2
 
 
-def gradients(form, path, snapshots, cut_time, declared_cut=None):
-    """Gradient of the loss at the exact score, (B, 6), for each sample on its own: in mean and factor."""
+def gradients(form, path, snapshots, cut_time, declared_cut=None, at=MEAN, start=MEAN, odds=None):
+    """Gradient at the score of N(at, FACTOR FACTOR^T), (B, 6), of the loss of each sample: in mean and factor.
+
+    With odds (B,) it is anchored at the model of the mean `start`.
+    """
     noise = normal(*snapshots.shape, seed=2)
     t = stratified_times(snapshots, generator(3), cut_time)
-    mean = MEAN.expand(len(t), 2).clone().requires_grad_()
+    mean = at.expand(len(t), 2).clone().requires_grad_()
     factor = FACTOR.expand(len(t), 2, 2).clone().requires_grad_()
 
-    def denoise(x, t):
-        return gaussian_denoiser(path, x, t, mean, factor)
+    def model(mean, factor):
+        def denoise(x, t):
+            return gaussian_denoiser(path, x, t, mean, factor)
 
-    def predict_noise(x, t):
-        return (x - path.alpha(t)[:, None] * denoise(x, t)) / path.sigma(t)[:, None]
+        def predict_noise(x, t):
+            return (x - path.alpha(t)[:, None] * denoise(x, t)) / path.sigma(t)[:, None]
+
+        return predict_noise if form == "noise" else denoise
 
     cut = cut_time if declared_cut is None else declared_cut
+    anchor = None if odds is None else Anchor(model(start, FACTOR), odds)
     if form == "noise":
-        loss = noise_prediction(predict_noise, path, snapshots, cut, noise, t)
+        loss = noise_prediction(model(mean, factor), path, snapshots, cut, noise, t, anchor)
     else:
-        loss = denoising(denoise, weight, path, snapshots, cut, noise, t)
+        loss = denoising(model(mean, factor), weight, path, snapshots, cut, noise, t, anchor)
     slopes = torch.autograd.grad(len(t) * loss, (mean, factor))
     return torch.cat([slope.flatten(1) for slope in slopes], dim=1)
 
@@ -90,6 +105,58 @@ def test_gradient_is_not_zero_where_it_must_not_be(form, path):
     accepted = snapshots[snapshots.sum(dim=1) > snapshots.sum(dim=1).median()]
     assert standard_scores(gradients(form, path, accepted, 0.5)).abs().max() > 20
     assert standard_scores(gradients(form, path, snapshots, 0.5, declared_cut=0.0)).abs().max() > 20
+
+
+TILT = torch.tensor([0.4, -0.3], dtype=torch.float64)
+
+
+def tilted_snapshots(path, cut_time):
+    """Snapshots of N(MEAN, FACTOR FACTOR^T), and odds exp(TILT x_0) / E exp(TILT x_0) of their data."""
+    x_0 = MEAN + normal(COUNT, 2, seed=0) @ FACTOR.T
+    scale = (TILT @ FACTOR).square().sum() / 2
+    t = torch.full((COUNT,), cut_time, dtype=torch.float64)
+    return sample_path(path, x_0, normal(COUNT, 2, seed=1), t).x_t, ((x_0 - MEAN) @ TILT - scale).exp()
+
+
+@pytest.mark.parametrize("cut_time", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("form", ["noise", "x_0"])
+def test_anchored_at_an_exact_score_the_accepted_law_is_a_fixed_point(form, path, cut_time):
+    """Accepted with odds exp(b x), N(m, S) becomes N(m + S b, S); and where it started is no fixed point."""
+    snapshots, odds = tilted_snapshots(path, cut_time)
+    tilted = MEAN + FACTOR @ FACTOR.T @ TILT
+    found = gradients(form, path, snapshots, cut_time, at=tilted, odds=odds)
+    assert standard_scores(found).abs().max() < 4.5
+    assert standard_scores(gradients(form, path, snapshots, cut_time, odds=odds)).abs().max() > 20
+
+
+@pytest.mark.parametrize("cut_time", [0.0, 0.5])
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("form", ["noise", "x_0"])
+def test_anchored_a_model_stays_what_it_is_when_everything_is_accepted(form, path, cut_time):
+    """Exactly, whatever its own samples are: here those of another mean, which plain denoising would go to."""
+    snapshots, odds, other = exact_snapshots(path, cut_time), torch.ones(COUNT), MEAN + 1
+    anchored = gradients(form, path, snapshots, cut_time, at=other, start=other, odds=odds)
+    plain = gradients(form, path, snapshots, cut_time, at=other)
+    assert anchored.abs().max() < 1e-12 * plain.abs().max()
+    assert standard_scores(plain).abs().max() > 20
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_what_an_anchored_loss_is_the_least_of(path):
+    """E[y | A] - (m - b) P(A) / P(A | x_t), over predictions that are free at each x_t; from samples of y at one."""
+    y, odds = normal(9, 1, seed=4), normal(9, seed=5).square()
+    odds, b = odds / odds.mean() * 0.7, 0.3  # 0.7 for P(A | x_t) / P(A)
+    x_c, t = y * 0 + 1, torch.full((9,), 0.6, dtype=torch.float64)
+    point = point_above_cut(path, x_c, 0.0, y, t)
+    prediction = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    anchor = Anchor(lambda x, t: torch.full_like(x, b), odds)
+    loss = squared_error(lambda x, t: prediction.expand_as(x), point, y, t, anchor).mean()
+    (slope,) = torch.autograd.grad(loss, prediction, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope, prediction)
+    least = -slope / curvature
+    accepted = (odds @ y[:, 0]) / odds.sum()
+    assert least.item() == pytest.approx((accepted - (y.mean() - b) / 0.7).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("cut_time", [0.0, 0.1, 0.5, 0.9])

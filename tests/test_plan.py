@@ -7,7 +7,7 @@ import yaml
 from test_workflow import REPOSITORY
 
 from graft.files import write_json
-from graft.plan import RewardPlan
+from graft.plan import RewardPlan, is_plain
 
 UNSELECTED = {"rule": None, "deduplicate": False}
 SELECTED = {"rule": {"type": "BestOf", "n": 4}, "deduplicate": False}
@@ -40,6 +40,20 @@ def test_the_control_is_unselected_and_at_the_same_cut_where_there_is_one():
         "ddpo": "self",
     }
     assert plan({"graft": METHODS["graft"]}).control("graft") is None
+
+
+def test_the_control_of_an_anchored_method_is_the_base():
+    methods = {**METHODS, "anchored": {**METHODS["graft"], "anchored": True}}
+    assert plan(methods).control("anchored") == "base"
+
+
+def test_plain_methods_are_those_of_the_paper():
+    methods = {
+        **METHODS,
+        "unique": {**METHODS["graft"], "deduplicate": True},
+        "anchored": {**METHODS["graft"], "anchored": True},
+    }
+    assert [name for name, method in methods.items() if is_plain(method)] == ["graft", "pgraft_25", "pgraft_50"]
 
 
 def test_on_the_tuning_seed_the_control_has_the_learning_rate_of_the_method():
@@ -75,6 +89,10 @@ def test_a_method_takes_the_rate_of_its_best_trial_and_a_control_that_of_what_it
         "self_25": 1e-4,
         "graft_unique": 1e-4,
     }
+    # Nor does what is anchored.
+    anchored = {"anchored": {**METHODS["graft"], "anchored": True}, **METHODS}
+    found = plan(anchored, seed=1000).best_rates({**scores, "anchored_0p0001": 1.0, "anchored_0p0003": 0.0})
+    assert (found["anchored"], found["self"]) == (1e-4, 3e-4)
     alone = plan({"self": METHODS["self"], "pgraft_25": METHODS["pgraft_25"]}, seed=1000)
     assert alone.best_rates(scores) == {"self": 1e-4, "pgraft_25": 1e-4}
 

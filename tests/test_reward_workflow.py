@@ -13,7 +13,7 @@ from test_workflow import REPOSITORY, TINY_DDPO, TINY_TRAINING, Checkout, failin
 
 from graft.branching import fixed_share
 from graft.fine_tuning import tune_on_snapshots
-from graft.objectives import FocusedTimes
+from graft.objectives import Anchor, FocusedTimes
 from graft.rollouts import SamplerSettings, roll_out
 from graft.seeding import ChunkedNormal, Draw
 from graft.shards import ShardedTensor, TensorFile
@@ -67,12 +67,14 @@ OWN = {
     "rollouts": {"samples": 192, "shards": 1, "rounds": 2},
     "fine_tuning": {**SETTING["fine_tuning"], "jobs": 2},
     "methods": {
-        "graft": SETTING["methods"]["graft"],
+        "graft": {**SETTING["methods"]["graft"], "anchored": True},
         "ddpo": DDPO,
         "pgraft": {**REJECTION, "rule": {"type": "BestOf", "n": 4}, "cut": 0.5},
     },
 }
-"""A user's molecules, model and reward over two rounds, in two fine-tuning jobs, of which one has DDPO alone."""
+"""A user's molecules, model and reward over two rounds, in two fine-tuning jobs, of which one has DDPO alone.
+
+GRAFT is anchored."""
 
 WATER = "3\nwater\nO 0 0 0\nH 0.76 0.59 0\nH -0.76 0.59 0\n"
 FORMALDEHYDE = "4\nformaldehyde\nC 0 0 0\nO 1.21 0 0\nH -0.55 0.94 0\nH -0.55 -0.94 0\n"
@@ -237,26 +239,38 @@ def test_the_base_is_trained_at_the_configured_times(finished, cpu, tmp_path):
     check_saved(network, folder / "base")
 
 
-def test_the_second_round_tunes_on_what_the_models_of_the_first_drew(finished, cpu, tmp_path):
-    """From these models on, and on the snapshots at the method's cut that its own selection names."""
+@pytest.mark.parametrize(("name", "size", "step", "anchored"), [("pgraft", 4, 2, False), ("graft", 3, 0, True)])
+def test_the_second_round_tunes_on_what_the_models_of_the_first_drew(
+    finished, cpu, tmp_path, name, size, step, anchored
+):
+    """From these models on, and on the snapshots at the method's cut that its own selection names.
+
+    An anchored method is given them all, the odds of each, and the model of the first round to tell relearning by.
+    """
     seed = finished.folder / FOLDER.format("own") / "seed0"
-    scores, selected = (finished.table(seed / f"round2/jobs0/{name}.csv") for name in ("scores0", "selected"))
-    rewards = scores.loc[scores["model"] == "pgraft", "reward"].reset_index(drop=True)
-    chosen = selected.loc[selected["method"] == "pgraft", "index"]
-    assert sorted(chosen) == sorted(rewards.groupby(rewards.index // 4).idxmax())
+    scores, selected = (finished.table(seed / f"round2/jobs0/{table}.csv") for table in ("scores0", "selected"))
+    rewards = scores.loc[scores["model"] == name, "reward"].reset_index(drop=True)
+    chosen = selected.loc[selected["method"] == name, "index"]
+    assert sorted(chosen) == sorted(rewards.groupby(rewards.index // size).idxmax())
     file, chosen = TensorFile(seed / "round2/jobs0/shard0.safetensors"), torch.tensor(chosen.to_numpy())
-    network = TASK.load_network(seed / "round1/jobs0/tuned/pgraft").requires_grad_(True)
+    network = TASK.load_network(seed / f"round1/jobs0/tuned/{name}").requires_grad_(True)
+    anchor = None
+    if anchored:
+        odds = torch.zeros(192).index_fill(0, chosen, size)
+        start = TASK.load_network(seed / f"round1/jobs0/tuned/{name}")
+        chosen, anchor = slice(None), Anchor(start, odds)
     tune_on_snapshots(
         TASK,
         network,
-        file.tensor("pgraft.step2")[chosen],
-        0.5,
-        {name: value[chosen] for name, value in file.group("condition").items()},
+        file.tensor(f"{name}.step{step}")[chosen],
+        step / 4,
+        {key: value[chosen] for key, value in file.group("condition").items()},
         TrainingSettings(**SETTING["fine_tuning"]["training"], learning_rate=REJECTION["learning_rate"]),
         times=FocusedTimes(**SETTING["fine_tuning"]["training_times"]),
+        anchor=anchor,
         **job(cpu, tmp_path, seed=0, run=2),
     )
-    check_saved(network, seed / "round2/jobs0/tuned/pgraft")
+    check_saved(network, seed / f"round2/jobs0/tuned/{name}")
 
 
 def test_shards_change_no_rollout_and_no_digit_of_the_table(finished):
@@ -342,7 +356,7 @@ def test_the_study_of_cuts_has_every_quantity_beside_the_tables_gains(finished):
     for name, row in own[own["quantity"] == "gain_over_base"].set_index("method").iterrows():
         assert (row["mean"], row["level"]) == tuple(gains.loc[name]), name
     (best,) = own.loc[own["quantity"] == "best_cut", "method"]
-    assert best == gains.loc[["graft", "pgraft"], "over_base"].idxmax()
+    assert best == "pgraft"  # the only one that is tuned as the paper does it
 
 
 def test_a_second_run_does_nothing(finished):

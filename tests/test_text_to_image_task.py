@@ -11,7 +11,7 @@ from replicas import TINY_TEXT, TINY_UNET
 from graft.errors import UserError
 from graft.files import write_json
 from graft.networks.stable_diffusion import AdaptedStableDiffusion
-from graft.objectives import FocusedTimes, noise_prediction, stratified_times
+from graft.objectives import Anchor, FocusedTimes, noise_prediction, stratified_times
 from graft.seeding import Draw
 from graft.shards import write_tensors
 from graft.tasks.text_to_image import Pictures, TextToImage, padded, pictures, png, prompt_table, scored, texts
@@ -169,20 +169,28 @@ def test_without_dropout_the_loss_at_cut_zero_is_plain_noise_prediction(base, da
     assert found.item() == pytest.approx((noise - predicted).square().mean().item(), rel=1e-5)
 
 
-def test_the_guided_loss_is_that_of_the_guided_prediction(base):
+@pytest.mark.parametrize("anchored", [False, True])
+def test_the_guided_loss_is_that_of_the_guided_prediction(base, anchored):
+    """And so is that of the model that an anchored one is told from."""
     task = TextToImage(16, 4, 2, guidance=3.0, rollouts_per_condition=1, prompt_dropout=0.5, guided_loss=True)
     x_c, condition = (
         torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)),
         {"prompt": torch.tensor([0, 1])},
     )
-    found = task.denoising_loss(base, x_c, 0.25, condition, torch.Generator().manual_seed(2))
+    odds, start = torch.tensor([0.0, 2.0]), AdaptedStableDiffusion.new(base, rank=2, alpha=4, seed=0, run=0)
+    for parameter in start.adapter():
+        parameter.data += 0.1  # another model than the base
+    anchor = Anchor(start, odds) if anchored else None
+    found = task.denoising_loss(base, x_c, 0.25, condition, torch.Generator().manual_seed(2), anchor=anchor)
     rng = torch.Generator().manual_seed(2)
     noise, t = torch.randn(x_c.shape, generator=rng), stratified_times(x_c, rng, 0.25)
 
-    def predict(x, t):
-        return base(x, task.path.timestep(t), base.embeddings[:2], 3.0)
+    def predicting(model):
+        return lambda x, t: model(x, task.path.timestep(t), base.embeddings[:2], 3.0)
 
-    assert found.item() == pytest.approx(noise_prediction(predict, task.path, x_c, 0.25, noise, t).item(), rel=1e-6)
+    anchor = Anchor(predicting(start), odds) if anchored else None
+    expected = noise_prediction(predicting(base), task.path, x_c, 0.25, noise, t, anchor)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_dropped_prompts_are_empty(base):

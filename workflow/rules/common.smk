@@ -14,7 +14,7 @@ sys.path.insert(0, str(SCRIPTS))
 from graft.configuration import check_config, check_references
 from graft.errors import UserError
 from graft.fingerprint import fingerprint
-from graft.plan import RewardPlan
+from graft.plan import RewardPlan, is_plain
 from graft.tasks import JUDGES, REWARD_TASKS, TASKS
 
 try:
@@ -282,9 +282,9 @@ def tuned_settings(task):
 
 
 def plain_methods(task):
-    """By setting, the methods of a task that are tuned on selected samples as they are: a rule, no de-duplication."""
+    """By setting, the methods of a task that are tuned on selected samples as the paper does it."""
     return {
-        setting: [name for name, each in plan["methods"].items() if each.get("rule") and not each["deduplicate"]]
+        setting: [name for name, each in plan["methods"].items() if is_plain(each)]
         for setting, plan in reward_plans(task).items()
     }
 

@@ -12,7 +12,8 @@ from graft.jobs import run
 from graft.tables import COLUMNS, gains, summarise, with_published, write_csv, write_layouts
 
 KEYS = ["task", "setting", "method", "metric", "better"]
-EXTRAS = ["data", "cut", "deduplicated", "fixed_share", "eta", "rounds", "reward_calls", "accepted", "control"]
+NOTES = ["data", "cut", "deduplicated", "anchored"]
+EXTRAS = [*NOTES, "fixed_share", "eta", "rounds", "reward_calls", "accepted", "control"]
 """Notes that stand beside the metrics where people read the table, after what a task tells of accepted samples."""
 
 
@@ -22,8 +23,8 @@ def main(job):
     table = summarise(values, [*KEYS, "samples"])
     table = table.merge(gains(values, KEYS, ["base", "self"]), on=KEYS)
     notes = pd.DataFrame([row for name in job.params.settings for row in notes_of(job, name, costs)])
-    if notes["data"].isna().all():  # all settings are on the usual data
-        notes = notes.drop(columns="data")
+    # Where all settings are on the usual data, or no method is anchored, nobody needs to be told.
+    notes = notes.drop(columns=[name for name in ("data", "anchored") if notes[name].isna().all()])
     table = table.merge(notes, on=["setting", "method"], how="left")
     with open(job.input.published) as file:
         published = [entry for entry in yaml.safe_load(file) if entry["task"] == job.params.task]
@@ -109,6 +110,7 @@ def notes_of(job, name, costs):
             "rounds": plan["rounds"],
             "cut": cut,
             "deduplicated": settings.get("deduplicate"),
+            "anchored": settings.get("anchored"),
             "fixed_share": None if cut is None else shares[f"{cut:g}"].astype(float).mean(),
             **counts,
             # Of all that was accepted, whatever the round.

@@ -7,6 +7,7 @@ import pandas as pd
 
 from graft.branching import conditional_variances, elbow, estimate, is_non_decreasing, tilts
 from graft.jobs import run
+from graft.plan import is_plain
 from graft.rejection import rule_from
 from graft.shards import TensorFile
 from graft.tables import summarise, write_csv
@@ -65,14 +66,14 @@ def moved(folders, methods):
 
 
 def gained(table, methods):
-    """What each cut gave in the task's table; the best cut is of the methods that do not de-duplicate."""
+    """What each cut gave in the task's table; the best cut is of the plain methods."""
     gains = {}
     for control, quantity in (("base", "gain_over_base"), ("self", "gain_over_control")):
         columns = {"mean": f"over_{control}", "stderr": f"over_{control}_stderr", "level": "cut"}
         shown = {name: table[column] for name, column in columns.items()}
         gains[quantity] = table[["method", "seeds"]].assign(quantity=quantity, **shown)
         yield gains[quantity]
-    plain = [name for name, method in methods.items() if method.get("rule") and not method["deduplicate"]]
+    plain = [name for name, method in methods.items() if is_plain(method)]
     yield highest(gains["gain_over_base"][table["method"].isin(plain)], "best_cut")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from graft.compute import Compute
 from graft.errors import UserError
-from graft.objectives import FocusedTimes
+from graft.objectives import Anchor, FocusedTimes
 from graft.policy_gradient import Trajectory, advantages, clipped_objective, draw_trajectory, joined, log_density
 from graft.progress import progress
 from graft.rollouts import SamplerSettings
@@ -35,21 +35,31 @@ def tune_on_snapshots(
     cut_time: float,
     condition: dict[str, Tensor],
     settings: TrainingSettings,
+    *,
+    compute: Compute,
     times: FocusedTimes | None = None,
+    anchor: Anchor | None = None,
     **training: Any,
 ) -> TrainingLog:
     """GRAFT (cut_time 0) and P-GRAFT: denoise above the cut, towards snapshots (n, ...) with their conditions (n, ...).
 
-    times: the law of the times above the cut, uniform without one. The network is changed in place. `training`: further
-    arguments of `graft.training.train`.
+    times: the law of the times above the cut, uniform without one. anchor: a network that the snapshots came from and
+    their odds (n,), by which they are then selected; the snapshots are all of its rollouts'. The network is changed in
+    place. `training`: further arguments of `graft.training.train`.
     """
     names = list(condition)
+    start = None if anchor is None else compute.compile(anchor.model)
+    odds = [] if anchor is None else [anchor.odds]
 
     def loss(model: Callable[..., Tensor], x_c: Tensor, *values: Any) -> Tensor:
-        *conditions, rng = values
-        return task.denoising_loss(model, x_c, cut_time, dict(zip(names, conditions, strict=True)), rng, times)
+        *values, rng = values
+        conditions, weights = values[: len(names)], values[len(names) :]
+        anchored = Anchor(start, *weights) if weights else None
+        return task.denoising_loss(
+            model, x_c, cut_time, dict(zip(names, conditions, strict=True)), rng, times, anchored
+        )
 
-    return train(network, [snapshots, *condition.values()], loss, settings, **training)
+    return train(network, [snapshots, *condition.values(), *odds], loss, settings, compute=compute, **training)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,22 @@ def point_above_cut(path: NoiseSchedule, x_c: Tensor, cut_time: float, noise: Te
     )
 
 
+@dataclass(frozen=True)
+class Anchor:
+    """The model that rollouts came from, and which of them were accepted: what tells selection from relearning.
+
+    model: that model's network; in the losses below, its prediction of what they regress. odds: (B,), of each rollout
+    A / P(A), 0 where it was not accepted and one over the accepted share where it was.
+    """
+
+    model: Callable[..., Tensor]
+    odds: Tensor
+
+    def predicting(self, form: Callable[[Callable[..., Tensor]], Denoiser]) -> Anchor:
+        """The same with the prediction `form(model)` in the network's place."""
+        return Anchor(form(self.model), self.odds)
+
+
 def denoising(
     denoise: Denoiser,
     weight: Callable[[Tensor], Tensor | float],
@@ -104,21 +120,50 @@ def denoising(
     cut_time: float,
     noise: Tensor,
     t: Tensor,
+    anchor: Anchor | None = None,
 ) -> Tensor:
     """Loss of x_0-prediction above a cut: mean of weight(t) (rho x_0(x_t, t) - target)^2, a scalar.
 
     See `PointAboveCut`. At cut_time 0 this is plain denoising of x_c = x_0; for the snapshots x_c that rejection
     sampling accepted, it is P-GRAFT's objective (arXiv 2510.02692), divided neither by alpha_t nor by rho. weight(t)
-    broadcasts to (B, ...): the weight that the base was trained with.
+    broadcasts to (B, ...): the weight that the base was trained with. With an anchor see `squared_error`.
     """
     point = point_above_cut(path, x_c, cut_time, noise, t)
-    error = point.ratio * denoise(point.x_t, t).float() - point.target
-    return (weight(t) * error.square()).mean()
+    return (weight(t) * squared_error(denoise, point, point.target, t, anchor)).mean()
 
 
 def noise_prediction(
-    predict_noise: Denoiser, path: NoiseSchedule, x_c: Tensor, cut_time: float, noise: Tensor, t: Tensor
+    predict_noise: Denoiser,
+    path: NoiseSchedule,
+    x_c: Tensor,
+    cut_time: float,
+    noise: Tensor,
+    t: Tensor,
+    anchor: Anchor | None = None,
 ) -> Tensor:
-    """Loss of noise prediction above a cut: mean of (eps' - rho eps(x_t, t))^2, a scalar; eps is the total noise."""
+    """Loss of noise prediction above a cut: mean of (eps' - rho eps(x_t, t))^2, a scalar; eps is the total noise.
+
+    With an anchor see `squared_error`.
+    """
     point = point_above_cut(path, x_c, cut_time, noise, t)
-    return (noise - point.ratio * predict_noise(point.x_t, t).float()).square().mean()
+    return squared_error(predict_noise, point, noise, t, anchor).mean()
+
+
+def squared_error(predict: Denoiser, point: PointAboveCut, target: Tensor, t: Tensor, anchor: Anchor | None) -> Tensor:
+    """(f - y)^2 of the prediction f = rho predict(x_t, t) and the target y, (B, ...).
+
+    A model that relearns its own samples drifts, selected or not: b, the prediction of the model that they came from,
+    is not m = E[y | x_t] of what its sampler made with it. With an anchor the batch is of all rollouts, and that drift
+    is taken off the accepted ones' loss: (A / P(A)) (f - y)^2 + 2 (y - b) (f - b). Given x_t its minimum is
+    E[y | x_t, A] - (m - b) P(A) / P(A | x_t): accepted denoising if the model does not drift, b if all is accepted.
+    """
+    anchored = None
+    if anchor is not None:
+        with torch.no_grad():
+            anchored = point.ratio * anchor.model(point.x_t, t).float()
+    prediction = point.ratio * predict(point.x_t, t).float()
+    error = (prediction - target).square()
+    if anchor is None:
+        return error
+    odds = anchor.odds.reshape(-1, *[1] * (error.ndim - 1))
+    return odds * error + 2 * (target - anchored) * (prediction - anchored)

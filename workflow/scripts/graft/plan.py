@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 
+def is_plain(method: Mapping[str, Any]) -> bool:
+    """Whether a method is tuned on selected rollouts as the paper does it: a rule, all that it accepts, no anchor."""
+    return bool(method.get("rule")) and not method["deduplicate"] and not method.get("anchored")
+
+
 @dataclass(frozen=True)
 class RewardPlan:
     """The plan of one seed, from a setting's configuration.
@@ -40,7 +45,7 @@ class RewardPlan:
         """The learning rate at which each method has its highest score, of equal ones the first tried; scores by trial.
 
         An unselected control has the rate of what it controls, as it is to be tuned alike: that of the best trial with
-        a rule at its cut, de-duplicated as it is. Without one it has its own best.
+        a rule at its cut, de-duplicated as it is and not anchored. Without one it has its own best.
         """
         methods = self.setting["methods"]
         best: dict[str, float] = {}
@@ -48,7 +53,7 @@ class RewardPlan:
         for trial in sorted(self.trials, key=scores.__getitem__, reverse=True):
             name, rate = self.trials[trial]
             best.setdefault(name, rate)
-            if methods[name].get("rule"):
+            if methods[name].get("rule") and not methods[name].get("anchored"):
                 selected.setdefault((methods[name]["cut"], methods[name]["deduplicate"]), rate)
         for name, method in methods.items():
             if method.get("rule", ...) is None:
@@ -119,9 +124,12 @@ class RewardPlan:
     def control(self, method: str) -> str | None:
         """The method that is fine-tuned alike but on unselected rollouts (`rule: null`); None without such a method.
 
-        Alike is: at the same cut if there is one, and of these at the same learning rate if there is one.
+        Alike is: at the same cut if there is one, and of these at the same learning rate if there is one. An anchored
+        method without a selection would stay what it was, so that its control is the base.
         """
         mine = self.methods.get(method, {})
+        if mine.get("anchored"):
+            return "base"
         unselected = {name: other for name, other in self.methods.items() if other.get("rule", ...) is None}
 
         def differences(name: str) -> tuple[bool, bool]:

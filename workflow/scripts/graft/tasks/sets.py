@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +15,7 @@ from torch.nn import functional
 from graft.errors import UserError
 from graft.networks.saved import load_saved
 from graft.networks.set_transformer import SetTransformer
-from graft.objectives import FocusedTimes, denoising, stratified_times
+from graft.objectives import Anchor, FocusedTimes, denoising, stratified_times
 from graft.paths import StraightPath
 from graft.sampling import Denoiser
 from graft.seeding import drawn_weights
@@ -113,8 +115,8 @@ class SetTask:
     def tunable(
         self, base: SetTransformer, previous: str | Path | None, adapter: None, seed: int, run: int
     ) -> SetTransformer:
-        """A model to fine-tune: the base itself, or what was tuned before; all of it, without an adapter."""
-        return (base if previous is None else self.load_tuned(base, previous)).requires_grad_(True)
+        """A model to fine-tune: a copy of the base, or what was tuned before; all of it, without an adapter."""
+        return (copy.deepcopy(base) if previous is None else self.load_tuned(base, previous)).requires_grad_(True)
 
     def denoising_loss(
         self,
@@ -124,15 +126,18 @@ class SetTask:
         condition: Condition,
         generator: torch.Generator,
         times: FocusedTimes | None = None,
+        anchor: Anchor | None = None,
     ) -> Tensor:
         """Denoising above a cut (`graft.objectives.denoising`) of snapshots x_c (B, N, D + K); a scalar.
 
-        times: the law of the times above the cut, uniform without one.
+        times: the law of the times above the cut, uniform without one. anchor: of the network that x_c came from.
         """
         x_c = self.augment(x_c, generator)
         noise = self.project(torch.randn(x_c.shape, generator=generator, device=x_c.device), condition)
         t = stratified_times(x_c, generator, cut_time, times)
-        return denoising(self.denoiser(network, condition), self.weight, self.path, x_c, cut_time, noise, t)
+        denoise = partial(self.denoiser, condition=condition)
+        start = None if anchor is None else anchor.predicting(denoise)
+        return denoising(denoise(network), self.weight, self.path, x_c, cut_time, noise, t, start)
 
     def denoiser(self, network: Callable[..., Tensor], condition: Condition) -> Denoiser:
         """E[x_0 | x_t] under a `SetTransformer`.

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from graft.networks.stable_diffusion import (
     build_stable_diffusion,
     load_stable_diffusion,
 )
-from graft.objectives import FocusedTimes, noise_prediction, stratified_times
+from graft.objectives import Anchor, FocusedTimes, noise_prediction, stratified_times
 from graft.paths import StableDiffusionPath
 from graft.rewards import load_reward, per_sample
 from graft.sampling import Denoiser
@@ -184,7 +184,7 @@ class TextToImage:
         context = self._with_dropout(context, empty, generator)
         with torch.no_grad():
             x_0 = network.encode(images, generator)
-        return self._noise_loss(network, context, 1.0, x_0, 0.0, generator, times)
+        return self._noise_loss(network, context, 1.0, x_0, 0.0, generator, times, None)
 
     def denoising_loss(
         self,
@@ -194,16 +194,17 @@ class TextToImage:
         condition: Condition,
         generator: torch.Generator,
         times: FocusedTimes | None = None,
+        anchor: Anchor | None = None,
     ) -> Tensor:
         """Noise prediction above a cut (see `graft.objectives`) of snapshots x_c (B, C, h, w); a scalar.
 
-        times: the law of the times above the cut, uniform without one.
+        times: the law of the times above the cut, uniform without one. anchor: of the network that x_c came from.
         """
-        context = network.embeddings[condition["prompt"]]
-        if self.guided_loss:
-            return self._noise_loss(network, context, self.guidance, x_c, cut_time, generator, times)
-        context = self._with_dropout(context, network.empty, generator)
-        return self._noise_loss(network, context, 1.0, x_c, cut_time, generator, times)
+        context, guidance = network.embeddings[condition["prompt"]], self.guidance
+        if not self.guided_loss:
+            context, guidance = self._with_dropout(context, network.empty, generator), 1.0
+
+        return self._noise_loss(network, context, guidance, x_c, cut_time, generator, times, anchor)
 
     def _noise_loss(
         self,
@@ -214,11 +215,13 @@ class TextToImage:
         cut_time: float,
         generator: torch.Generator,
         times: FocusedTimes | None,
+        anchor: Anchor | None,
     ) -> Tensor:
+        predicting = partial(self._noise_predictor, context=context, guidance=guidance)
         noise = torch.randn(x_c.shape, generator=generator, device=x_c.device)
         t = stratified_times(x_c.float(), generator, cut_time, times)
-        predict = self._noise_predictor(network, context, guidance)
-        return noise_prediction(predict, self.path, x_c.float(), cut_time, noise, t)
+        start = None if anchor is None else anchor.predicting(predicting)
+        return noise_prediction(predicting(network), self.path, x_c.float(), cut_time, noise, t, start)
 
     def _with_dropout(self, context: Tensor, empty: Tensor, generator: torch.Generator) -> Tensor:
         dropped = torch.rand(len(context), generator=generator, device=context.device) < self.prompt_dropout
