@@ -121,13 +121,13 @@ def tilted_snapshots(path, cut_time):
 @pytest.mark.parametrize("cut_time", [0.0, 0.25, 0.5])
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 @pytest.mark.parametrize("form", ["noise", "x_0"])
-def test_anchored_at_an_exact_score_the_accepted_law_is_a_fixed_point(form, path, cut_time):
-    """Accepted with odds exp(b x), N(m, S) becomes N(m + S b, S); and where it started is no fixed point."""
+def test_anchored_at_an_exact_score_the_gradient_is_that_of_the_accepted(form, path, cut_time):
+    """On the way from N(m, S) to what is accepted with odds exp(b x), N(m + S b, S); and it is not zero."""
     snapshots, odds = tilted_snapshots(path, cut_time)
-    tilted = MEAN + FACTOR @ FACTOR.T @ TILT
-    found = gradients(form, path, snapshots, cut_time, at=tilted, odds=odds)
-    assert standard_scores(found).abs().max() < 4.5
-    assert standard_scores(gradients(form, path, snapshots, cut_time, odds=odds)).abs().max() > 20
+    found = gradients(form, path, snapshots, cut_time, odds=odds)
+    accepted = odds[:, None] * gradients(form, path, snapshots, cut_time)
+    assert standard_scores(found - accepted).abs().max() < 4.5
+    assert standard_scores(found).abs().max() > 20
 
 
 @pytest.mark.parametrize("cut_time", [0.0, 0.5])
@@ -144,9 +144,10 @@ def test_anchored_a_model_stays_what_it_is_when_everything_is_accepted(form, pat
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_what_an_anchored_loss_is_the_least_of(path):
-    """E[y | A] - (m - b) P(A) / P(A | x_t), over predictions that are free at each x_t; from samples of y at one."""
+    """b + r (E[y | A] - m) + (r - 1) (m - b), over predictions that are free at each x_t; from samples of y at one."""
     y, odds = normal(9, 1, seed=4), normal(9, seed=5).square()
-    odds, b = odds / odds.mean() * 0.7, 0.3  # 0.7 for P(A | x_t) / P(A)
+    r, b = 0.7, 0.3
+    odds = odds / odds.mean() * r
     x_c, t = y * 0 + 1, torch.full((9,), 0.6, dtype=torch.float64)
     point = point_above_cut(path, x_c, 0.0, y, t)
     prediction = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
@@ -155,8 +156,8 @@ def test_what_an_anchored_loss_is_the_least_of(path):
     (slope,) = torch.autograd.grad(loss, prediction, create_graph=True)
     (curvature,) = torch.autograd.grad(slope, prediction)
     least = -slope / curvature
-    accepted = (odds @ y[:, 0]) / odds.sum()
-    assert least.item() == pytest.approx((accepted - (y.mean() - b) / 0.7).item(), rel=1e-6)
+    accepted, m = (odds @ y[:, 0]) / odds.sum(), y.mean()
+    assert least.item() == pytest.approx((b + r * (accepted - m) + (r - 1) * (m - b)).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("cut_time", [0.0, 0.1, 0.5, 0.9])

@@ -153,17 +153,15 @@ def squared_error(predict: Denoiser, point: PointAboveCut, target: Tensor, t: Te
     """(f - y)^2 of the prediction f = rho predict(x_t, t) and the target y, (B, ...).
 
     A model that relearns its own samples drifts, selected or not: b, the prediction of the model that they came from,
-    is not m = E[y | x_t] of what its sampler made with it. With an anchor the batch is of all rollouts, and that drift
-    is taken off the accepted ones' loss: (A / P(A)) (f - y)^2 + 2 (y - b) (f - b). Given x_t its minimum is
-    E[y | x_t, A] - (m - b) P(A) / P(A | x_t): accepted denoising if the model does not drift, b if all is accepted.
+    is not m = E[y | x_t] of what its sampler made with it. With an anchor the batch is of all rollouts, and the target
+    is b + (A / P(A) - 1) (y - b). Given x_t its mean is b + r (E[y | x_t, A] - m) + (r - 1) (m - b), with
+    r = P(A | x_t) / P(A): b if everything is accepted, and else what acceptance changes, to first order, without the
+    drift m - b where r is near 1. For an anchor that does not drift, fine-tuning starts in the direction of the
+    accepted rollouts' loss.
     """
-    anchored = None
     if anchor is not None:
         with torch.no_grad():
             anchored = point.ratio * anchor.model(point.x_t, t).float()
-    prediction = point.ratio * predict(point.x_t, t).float()
-    error = (prediction - target).square()
-    if anchor is None:
-        return error
-    odds = anchor.odds.reshape(-1, *[1] * (error.ndim - 1))
-    return odds * error + 2 * (target - anchored) * (prediction - anchored)
+        odds = anchor.odds.reshape(-1, *[1] * (target.ndim - 1))
+        target = anchored + (odds - 1) * (target - anchored)
+    return (point.ratio * predict(point.x_t, t).float() - target).square()
