@@ -96,6 +96,15 @@ def test_reward_score_and_accuracy_are_those_of_the_kept_pictures(finished):
     assert found["reward"] != pytest.approx(found["vqascore"], rel=1e-4, abs=0), "two judges"
 
 
+def test_the_benchmarks_measure_sampling_and_training(finished):
+    finished.run("benchmarks")
+    found = read_json(finished.folder / "results/demo/speed/text_to_image/stable_diffusion.json")
+    rates = found["sampling"]["image_forwards_per_second"]
+    assert set(rates) == {"bare", "base", "adapted", "first_time_across_a_cut"}
+    assert all(rate > 0 for rate in [*rates.values(), found["training"]["images_per_second"]])
+    assert found["sampling"]["graphs"] == {"before_the_cut": 0, "after_the_cut": 0}  # nothing is compiled on a CPU
+
+
 def test_the_figure_and_its_pictures_are_there(finished):
     figure = Image.open(finished.folder / "results/demo/figures/text_to_image.png")
     assert min(figure.size) > 500

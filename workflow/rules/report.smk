@@ -390,6 +390,28 @@ rule measure_speed:
         "../scripts/measure_speed.py"
 
 
+rule measure_stable_diffusion:
+    output:
+        "<results>/speed/text_to_image/stable_diffusion.json",
+    log:
+        "<logs>/measure_stable_diffusion.log",
+    benchmark:
+        "<benchmarks>/measure_stable_diffusion.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: config["compute"]["threads"]["default"]
+    resources:
+        gpu=config["compute"]["gpu"],
+        mem_mb=8000,
+        runtime=30,
+    params:
+        precision=config["compute"]["precision"],
+        compile=config["compute"]["compile"],
+        code=code("measure_stable_diffusion.py"),
+    script:
+        "../scripts/measure_stable_diffusion.py"
+
+
 # They only print.
 localrules:
     benchmarks,
@@ -416,6 +438,7 @@ rule tune:
 rule benchmarks:
     input:
         collect("<results>/speed/{setting}.json", setting=IMAGE_SETTINGS),
+        ["<results>/speed/text_to_image/stable_diffusion.json"] if config["text_to_image"]["run"] else [],
     log:
         "<logs>/benchmarks.log",
     conda:
