@@ -1,9 +1,11 @@
 """VQAScore with tiny random models in the published formats, against an unbatched computation written out here."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from PIL import Image
 from replicas import CLIP_TOWER, CLIP_VISION, clip_flant5_config, clip_flant5_parts, clip_flant5_weights, t5_tokenizer
@@ -25,6 +27,7 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. USER: "
 )
+QUESTION = 'Does this figure show "{}"'
 TEXTS = ["a red cat", "two dogs, left of a blue bicycle in the snow", "", "A {brace} & “quotes”", "x" * 60]
 SHAPES = [(30, 20), (20, 31), (24, 24), (7, 40), (50, 49)]
 FORMATS = ["safetensors", "sharded safetensors", "bin", "sharded bin"]
@@ -311,6 +314,35 @@ def test_input_has_two_end_tokens_one_right_before_the_image(folders, parts, tok
         assert mask[row, :length].all()
         assert (embeddings[row, length:] == table[tokenizer.pad_token_id]).all()
     assert lengths.unique().numel() > 2
+
+
+def test_token_ids_are_those_of_sentencepiece(folders):
+    """The authors' tokenizer is sentencepiece's own, of which transformers keeps a translation.
+
+    What a translation may get wrong: the space after 'ASSISTANT:', the line's end before the question, space upon
+    space, and characters that are written in other ways.
+    """
+    texts = [*TEXTS, "  two  dogs\t", "ﬁgure ２ Ⅳ", "a\u00a0cat", "Ünïcode 猫"]
+    about = f"{QUESTION}? Please answer yes or no. ASSISTANT: "
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([SYSTEM, *(about.format(text) for text in TEXTS)] * 20),
+        model_writer=trained,
+        vocab_size=80,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (folders / "tokenizer/spiece.model").write_bytes(trained.getvalue())
+    (folders / "tokenizer/tokenizer.json").unlink()
+    T5TokenizerFast.from_pretrained(folders / "tokenizer", extra_ids=5).save_pretrained(folders / "tokenizer")
+    model, own = load(folders), sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
+    for text in texts:
+        expected = [own.encode(part) + [own.eos_id()] for part in (SYSTEM, "\n" + about.format(text))]
+        assert list(model.prompt(text)) == expected, text
+    assert own.unk_id() not in sum(model.prompt(TEXTS[1]), [])
 
 
 def test_padding_is_centred_and_has_the_mean_colour(processor):
