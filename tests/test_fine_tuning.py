@@ -1,5 +1,6 @@
 """Fine-tuning of a Gaussian in one dimension, whose samples' mean and variance are known in closed form."""
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -245,6 +246,26 @@ def test_importance_ratios_are_one_until_the_policy_has_moved(cpu, tmp_path, mon
     assert len(ratios) == STEPS_PER_GRADIENT * POLICY.gradient_steps
     assert max(ratios[:STEPS_PER_GRADIENT]) < 1e-3
     assert min(ratios[-STEPS_PER_GRADIENT:]) > 1e-2
+
+
+def test_a_policy_gradient_that_does_not_fit_is_taken_in_parts(cpu, tmp_path, monkeypatch):
+    """Of the same rows, so that what is learned is the same but for rounding; what did not fit leaves nothing."""
+    short = PolicySettings(**{**vars(POLICY), "iterations": 2})
+    whole, _ = improve(cpu, tmp_path / "whole.safetensors", settings=short)
+    sizes = []
+
+    def limited(log_ratio, advantage, clip):
+        sizes.append(len(log_ratio))
+        if len(sizes) > 2 and len(log_ratio) > 20:  # the first two parts have left their gradients
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return clipped_objective(log_ratio, advantage, clip)
+
+    monkeypatch.setattr(graft.fine_tuning, "clipped_objective", limited)
+    parts, _ = improve(replace(cpu, smaller_batches=True), tmp_path / "parts.safetensors", settings=short)
+    assert sizes[:6] == [64, 64, 64, 32, 16, 16]
+    assert parts.mean.item() == pytest.approx(whole.mean.item(), abs=1e-5)
+    with pytest.raises(torch.OutOfMemoryError):
+        improve(cpu, tmp_path / "none.safetensors", settings=short)
 
 
 class Dies:

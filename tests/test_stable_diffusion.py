@@ -211,7 +211,11 @@ def test_each_word_is_one_token_and_no_text_is_longer_than_the_limit():
 def test_captions_over_the_limit_are_counted_and_cut(base):
     long = " ".join(["a red three"] * 5)
     assert base.too_long([CAPTIONS[0], long]) == 1
-    assert base.tokens([long]).shape == (1, 12)
+    pipeline = base.pipeline()
+    ids = pipeline.tokenizer(long, padding="max_length", max_length=12, truncation=True, return_tensors="pt").input_ids
+    assert torch.equal(base.tokens([long]), ids)
+    embedded, _ = pipeline.encode_prompt(long, "cpu", 1, do_classifier_free_guidance=False)
+    torch.testing.assert_close(base.embed(base.tokens([long])), embedded)
 
 
 def test_a_folder_in_half_precision_is_loaded_in_float32(folder, tmp_path):

@@ -111,6 +111,7 @@ class PolicyGradient:
         )
         state = TrainingState(self.network, training, identity=f"{identity} seed{self.seed} {settings} {self.sampler}")
         first, model = state.load(checkpoint) // every, self.compute.compile(self.network)
+        largest = settings.batch_size // STEPS_PER_GRADIENT
         for iteration in progress(range(first, settings.iterations), "policy gradient", settings.iterations, first):
             condition, trajectory, rewards = self._roll_out(model, iteration)
             known = rewards.isfinite()
@@ -118,9 +119,17 @@ class PolicyGradient:
                 raise UserError(f"policy gradient: no rollout of iteration {iteration} has a reward; mend the reward")
             advantage = torch.zeros_like(rewards)
             advantage[known] = advantages(rewards[known], self.task.group(condition).cpu()[known])
+            advantage = advantage.to(self.compute.device)
             for step in range(every):
-                rng = generator(self.seed, Draw.POLICY, 1, self.turn, iteration, step)
-                self._accumulate(model, trajectory, advantage.to(self.compute.device), condition, rng)
+
+                def backward(size: int, step: int = step) -> int:
+                    """Accumulate the gradient of a step over parts of at most `size` rows; return that size."""
+                    state.optimizer.zero_grad(set_to_none=False)  # what a part that did not fit has left
+                    rng = generator(self.seed, Draw.POLICY, 1, self.turn, iteration, step)
+                    self._accumulate(model, trajectory, advantage, condition, rng, size)
+                    return size
+
+                largest = self.compute.fitting(backward, largest)
                 state.advance()
             # The loss is minus the expected reward, of which the rollouts are an estimate.
             state.record((iteration + 1) * every, -rewards[known].mean().item())
@@ -173,21 +182,22 @@ class PolicyGradient:
         advantage: Tensor,
         condition: dict[str, Tensor],
         rng: torch.Generator,
+        size: int,
     ) -> None:
-        """Add the gradient of the clipped objective on random rollouts at random steps."""
+        """Add the gradient of the clipped objective on random rollouts at random steps, at most `size` at a time."""
         rows = torch.randint(
             len(advantage), (STEPS_PER_GRADIENT, self.settings.batch_size // STEPS_PER_GRADIENT), generator=rng
         )
-        for step, chosen in zip(torch.randperm(len(trajectory.t), generator=rng), rows, strict=False):
-            chosen = chosen.to(advantage.device)
-            part = {name: value[chosen] for name, value in condition.items()}
-            mean, tau = self._update(model, part).transition(
-                trajectory.before[step, chosen], trajectory.t[step].item(), trajectory.s[step].item()
-            )
-            density = log_density(trajectory.after[step, chosen], mean, tau)
-            log_ratio = density - trajectory.log_density[step, chosen]
-            loss = clipped_objective(log_ratio, advantage[chosen], self.settings.clip)
-            (loss / STEPS_PER_GRADIENT).backward()
+        for step, row in zip(torch.randperm(len(trajectory.t), generator=rng), rows, strict=False):
+            for chosen in row.to(advantage.device).split(size):
+                part = {name: value[chosen] for name, value in condition.items()}
+                mean, tau = self._update(model, part).transition(
+                    trajectory.before[step, chosen], trajectory.t[step].item(), trajectory.s[step].item()
+                )
+                density = log_density(trajectory.after[step, chosen], mean, tau)
+                log_ratio = density - trajectory.log_density[step, chosen]
+                loss = clipped_objective(log_ratio, advantage[chosen], self.settings.clip)
+                (loss * (len(chosen) / rows.numel())).backward()
 
     def _update(self, model: Callable[..., Tensor], condition: dict[str, Tensor]) -> Ddim:
         return Ddim(self.task.denoiser(model, condition), self.task.path, self.sampler.eta)
