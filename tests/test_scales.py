@@ -156,6 +156,25 @@ def test_text_to_image_of_paper_scale_end_to_end(tmp_path):
     assert "accuracy" not in set(table["metric"])
 
 
+def test_what_comes_with_the_repository_can_still_be_made(tmp_path):
+    """The demo's pictures, by the targets that resources/digits names: tiny, but file for file what is shipped."""
+    checkout = Checkout(tmp_path)
+    few = {
+        "base": {"training": TINY_TRAINING, "autoencoder": {"training": TINY_TRAINING}},
+        "judges": {"training": {"scorer": TINY_TRAINING, "classifier": TINY_TRAINING}},
+    }
+    bases = yaml.safe_load((REPOSITORY / "config/bases.yaml").read_text())
+    done = checkout.run(
+        *(f"results/bases/text_to_image/digits/{target}" for target in ("base", "judges")),
+        config=merged(bases, {"text_to_image": {"settings": {"digits": few}}}),
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    made, shipped = tmp_path / "results/bases/text_to_image/digits", REPOSITORY / "resources/digits"
+    names = {path.relative_to(shipped) for path in shipped.rglob("*.safetensors")}
+    assert len(names) > 4
+    assert {path.relative_to(made) for path in made.rglob("*/*.safetensors")} >= names
+
+
 def test_layouts_of_paper_scale_end_to_end(tmp_path):
     """The official labels, classes drawn and given, through rounds and shards; pages that are left out are counted."""
     checkout = ScaledCheckout(tmp_path, "paper")

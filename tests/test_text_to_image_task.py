@@ -47,6 +47,23 @@ def data(tmp_path_factory):
     return folder
 
 
+def test_prompts_that_are_too_long_are_counted_in_the_log(base, tmp_path, caplog):
+    captions = [TRAINING[0], " ".join(TRAINING), HELD_OUT[0]]
+    write_tensors(
+        tmp_path / "shard0.safetensors",
+        {
+            "captions": torch.from_numpy(padded(captions)),
+            "kinds": torch.from_numpy(padded(["single"] * 3)),
+            "held_out": torch.tensor([False, False, True]),
+        },
+        {},
+    )
+    write_json(tmp_path / "data.json", {"shards": 1, "count": 3})
+    base.save_pretrained(tmp_path / "base")
+    TASK.load_network(tmp_path / "base", tmp_path)
+    assert "1 of 3 prompts are longer than the text encoder reads and are cut" in caplog.text
+
+
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("autoencoder")

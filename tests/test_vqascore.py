@@ -340,9 +340,9 @@ def test_token_ids_are_those_of_sentencepiece(folders):
     T5TokenizerFast.from_pretrained(folders / "tokenizer", extra_ids=5).save_pretrained(folders / "tokenizer")
     model, own = load(folders), sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
     for text in texts:
-        expected = [own.encode(part) + [own.eos_id()] for part in (SYSTEM, "\n" + about.format(text))]
+        expected = [[*own.encode(part), own.eos_id()] for part in (SYSTEM, "\n" + about.format(text))]
         assert list(model.prompt(text)) == expected, text
-    assert own.unk_id() not in sum(model.prompt(TEXTS[1]), [])
+    assert all(own.unk_id() not in side for side in model.prompt(TEXTS[1]))
 
 
 def test_padding_is_centred_and_has_the_mean_colour(processor):

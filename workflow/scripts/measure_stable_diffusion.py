@@ -89,7 +89,7 @@ def networks(sizes, device):
 
 
 def time_sampling(task, steps, base, adapted, compute):
-    """Image-forwards a second of the bare network and of sampling, and the graphs compiled, to which a cut adds none."""
+    """Image-forwards a second of the bare network and of sampling, and the graphs compiled, none of them for a cut."""
     below, above = compute.compile(base), compute.compile(adapted)
     x = torch.randn(BATCH, *task.shape, generator=torch.Generator().manual_seed(0)).to(compute.device)
     t = torch.full((BATCH,), 500, device=compute.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +122,7 @@ class PolicyGradient:
             advantage[known] = advantages(rewards[known], self.task.group(condition).cpu()[known])
             advantage = advantage.to(self.compute.device)
             for step in range(every):
-
-                def backward(size: int, step: int = step) -> int:
-                    """Accumulate the gradient of a step over parts of at most `size` rows; return that size."""
-                    state.optimizer.zero_grad(set_to_none=False)  # what a part that did not fit has left
-                    rng = generator(self.seed, Draw.POLICY, 1, self.turn, iteration, step)
-                    self._accumulate(model, trajectory, advantage, condition, rng, size)
-                    return size
-
+                backward = partial(self._backward, state, model, (trajectory, advantage, condition), iteration, step)
                 largest = self.compute.fitting(backward, largest)
                 state.advance()
             # The loss is minus the expected reward, of which the rollouts are an estimate.
@@ -175,16 +169,22 @@ class PolicyGradient:
         update = self._update(model, part)
         return draw_trajectory(update, projected(), self.sampler.times, projected)
 
-    def _accumulate(
+    def _backward(
         self,
+        state: TrainingState,
         model: Callable[..., Tensor],
-        trajectory: Trajectory,
-        advantage: Tensor,
-        condition: dict[str, Tensor],
-        rng: torch.Generator,
+        rollouts: tuple[Trajectory, Tensor, dict[str, Tensor]],
+        iteration: int,
+        number: int,
         size: int,
-    ) -> None:
-        """Add the gradient of the clipped objective on random rollouts at random steps, at most `size` at a time."""
+    ) -> int:
+        """The gradient of the clipped objective on random rollouts at random steps, at most `size` at a time; the size.
+
+        rollouts: their trajectory, advantages and conditions. number: of the gradient step in its iteration.
+        """
+        state.optimizer.zero_grad(set_to_none=False)  # what a part that did not fit has left
+        trajectory, advantage, condition = rollouts
+        rng = generator(self.seed, Draw.POLICY, 1, self.turn, iteration, number)
         rows = torch.randint(
             len(advantage), (STEPS_PER_GRADIENT, self.settings.batch_size // STEPS_PER_GRADIENT), generator=rng
         )
@@ -198,6 +198,7 @@ class PolicyGradient:
                 log_ratio = density - trajectory.log_density[step, chosen]
                 loss = clipped_objective(log_ratio, advantage[chosen], self.settings.clip)
                 (loss * (len(chosen) / rows.numel())).backward()
+        return size
 
     def _update(self, model: Callable[..., Tensor], condition: dict[str, Tensor]) -> Ddim:
         return Ddim(self.task.denoiser(model, condition), self.task.path, self.sampler.eta)
