@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 from unittest import mock
@@ -294,6 +295,37 @@ def write_stable_diffusion(folder):
     )
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     build_stable_diffusion({"unet": TINY_UNET, "text": TINY_TEXT}, vae, letters, seed=0, run=0).save_pretrained(folder)
+
+
+def write_stable_diffusion_xl(folder):
+    """A Stable Diffusion XL of 32 x 32 pixels: two text encoders, and a UNet that is told a pooled text and sizes too."""
+    from diffusers import (
+        EulerDiscreteScheduler,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextModelWithProjection
+
+    write_stable_diffusion(folder)
+    small = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    config, times = small.text_encoder.config, 8
+    config.projection_dim = config.hidden_size
+    unet = UNet2DConditionModel(
+        **TINY_UNET,
+        sample_size=4,
+        cross_attention_dim=2 * config.hidden_size,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=times,
+        projection_class_embeddings_input_dim=6 * times + config.hidden_size,
+    )
+    encoders = {"text_encoder": small.text_encoder, "text_encoder_2": CLIPTextModelWithProjection(config)}
+    tokenizers = {"tokenizer": small.tokenizer, "tokenizer_2": small.tokenizer}
+    pipeline = StableDiffusionXLPipeline(
+        vae=small.vae, unet=unet, scheduler=EulerDiscreteScheduler(), **encoders, **tokenizers
+    )
+    shutil.rmtree(folder)
+    pipeline.save_pretrained(folder)
 
 
 def write_prompts(folder):

@@ -16,6 +16,7 @@ from replicas import (
     write_publaynet,
     write_qm9,
     write_stable_diffusion,
+    write_stable_diffusion_xl,
 )
 from test_workflow import REPOSITORY, TINY_DDPO, TINY_TRAINING, Checkout, merged
 
@@ -113,18 +114,18 @@ def test_molecules_of_paper_scale_end_to_end(tmp_path):
 
 
 def test_text_to_image_of_paper_scale_end_to_end(tmp_path):
-    """Prompts of three benchmarks, a Stable Diffusion folder and CLIP-FlanT5 as it is published, all of them small."""
+    """Prompts of three benchmarks, folders of Stable Diffusion and XL, CLIP-FlanT5 as it is published, all small."""
     checkout = ScaledCheckout(tmp_path, "paper")
     write_prompts(checkout.mirror / "prompts")
     write_stable_diffusion(tmp_path / "base")
-    write_stable_diffusion(tmp_path / "another")
+    write_stable_diffusion_xl(tmp_path / "another")
     write_clip_flant5(tmp_path / "models/clip-flant5-xxl")
     methods = checkout.scale["text_to_image"]["settings"]["stable_diffusion_2"]["methods"]
     tiny = {
         "points": {"image_size": 32, "rollouts_per_condition": 4},
         "base": {"pretrained": "base"},
         "comparisons": {"sdxl_base": {"pretrained": "another", "steps": 2, "batch_size": 16}},
-        "sampler": {"steps": 5, "batch_size": 64},
+        "sampler": {"steps": 10, "batch_size": 64},
         "rollouts": {"samples": 128, "shards": 2},
         "fine_tuning": {"jobs": 2, "training": {"steps": 2, "batch_size": 4}, "adapter": {"rank": 2}},
         "methods": {name: TINY_DDPO for name, method in methods.items() if "iterations" in method},
