@@ -298,7 +298,7 @@ def write_stable_diffusion(folder):
 
 
 def write_stable_diffusion_xl(folder):
-    """A Stable Diffusion XL of 32 x 32 pixels: two text encoders, and a UNet that is told a pooled text and sizes too."""
+    """A Stable Diffusion XL of 32 x 32 pixels: two text encoders, a UNet that is told a pooled text and sizes too."""
     from diffusers import (
         EulerDiscreteScheduler,
         StableDiffusionPipeline,
