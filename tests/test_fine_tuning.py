@@ -248,6 +248,34 @@ def test_importance_ratios_are_one_until_the_policy_has_moved(cpu, tmp_path, mon
     assert min(ratios[-STEPS_PER_GRADIENT:]) > 1e-2
 
 
+def test_rollouts_are_drawn_in_the_precision_of_samples_and_likelihoods_are_float32(cpu, tmp_path, monkeypatch):
+    """Both likelihoods of a ratio, so that the first are 1 to the last bit."""
+    seen, ratios = [], []
+
+    def noted(log_ratio, advantage, clip):
+        ratios.append(log_ratio.detach().abs().max().item())
+        return clipped_objective(log_ratio, advantage, clip)
+
+    def forward(mean, x, t):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return Mean.forward(mean, x, t)
+
+    class Seen(Mean):
+        pass
+
+    monkeypatch.setattr(graft.fine_tuning, "clipped_objective", noted)
+    monkeypatch.setattr(Seen, "forward", forward)
+    once = PolicySettings(**{**vars(POLICY), "iterations": 1, "gradient_steps": 3})
+    policy = PolicyGradient(
+        Line(), Seen(), lambda iteration: shifts(256), near_target, once, SAMPLER, 0, 1, replace(cpu, precision="bf16")
+    )
+    policy.train(tmp_path / "checkpoint.safetensors", "code")
+    drawn = 4 * SAMPLER.steps  # in four batches
+    assert seen == [True] * drawn + [False] * 6 * STEPS_PER_GRADIENT
+    assert ratios[:STEPS_PER_GRADIENT] == [0.0] * STEPS_PER_GRADIENT
+    assert min(ratios[-STEPS_PER_GRADIENT:]) > 0  # the first update has the rate 0
+
+
 def test_a_policy_gradient_that_does_not_fit_is_taken_in_parts(cpu, tmp_path, monkeypatch):
     """Of the same rows, so that what is learned is the same but for rounding; what did not fit leaves nothing."""
     short = PolicySettings(**{**vars(POLICY), "iterations": 2})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,12 +79,34 @@ class PolicySettings:
     ema_decay: float
 
 
+@dataclass(frozen=True)
+class Moves:
+    """What b rollouts did in one step of their trajectory: rows (b,) of it, with their conditions and advantages (b,).
+
+    log_density: (b,), under the policy before the update that they are for.
+    """
+
+    step: int
+    rows: Tensor
+    condition: dict[str, Tensor]
+    advantage: Tensor
+    log_density: Tensor
+
+    def split(self, size: int) -> Iterator[Moves]:
+        """The same in parts of at most `size` rows."""
+        for start in range(0, len(self.rows), size):
+            part = slice(start, start + size)
+            condition = {name: value[part] for name, value in self.condition.items()}
+            yield Moves(self.step, self.rows[part], condition, self.advantage[part], self.log_density[part])
+
+
 @dataclass
 class PolicyGradient:
     """DDPO (see `graft.policy_gradient`) for one network, which is changed in place.
 
-    All of it is float32: a likelihood divides by tau^2, which near the data makes rounding in bf16 as large as what a
-    step of the policy changes, and the clip would act on that.
+    Rollouts are drawn in the precision of samples, so that what is rewarded is what will be evaluated. Likelihoods are
+    float32, those of the policy before its update too: they divide by tau^2, which near the data makes rounding in bf16
+    as large as what a step of the policy changes, and the clip would act on that.
     draw_condition(iteration): conditions, on the CPU, of an iteration's rollouts. reward(x_0, condition): (B,) on the
     CPU, NaN where there is none; such rollouts teach nothing. seed, turn: of all that is drawn here.
     """
@@ -120,10 +142,9 @@ class PolicyGradient:
                 raise UserError(f"policy gradient: no rollout of iteration {iteration} has a reward; mend the reward")
             advantage = torch.zeros_like(rewards)
             advantage[known] = advantages(rewards[known], self.task.group(condition).cpu()[known])
-            advantage = advantage.to(self.compute.device)
-            for step in range(every):
-                backward = partial(self._backward, state, model, (trajectory, advantage, condition), iteration, step)
-                largest = self.compute.fitting(backward, largest)
+            batches = [self._batch(model, trajectory, advantage, condition, iteration, step) for step in range(every)]
+            for batch in batches:
+                largest = self.compute.fitting(partial(self._backward, state, model, trajectory, batch), largest)
                 state.advance()
             # The loss is minus the expected reward, of which the rollouts are an estimate.
             state.record((iteration + 1) * every, -rewards[known].mean().item())
@@ -166,39 +187,60 @@ class PolicyGradient:
         def projected() -> Tensor:
             return self.task.project(normal(), part)
 
-        update = self._update(model, part)
-        return draw_trajectory(update, projected(), self.sampler.times, projected)
+        with self.compute.autocast():
+            return draw_trajectory(self._update(model, part), projected(), self.sampler.times, projected)
+
+    def _batch(
+        self,
+        model: Callable[..., Tensor],
+        trajectory: Trajectory,
+        advantage: Tensor,
+        condition: dict[str, Tensor],
+        iteration: int,
+        number: int,
+    ) -> list[Moves]:
+        """Random rollouts at random steps, for the gradient step of this number; before the policy is updated."""
+        rng = generator(self.seed, Draw.POLICY, 1, self.turn, iteration, number)
+        share = self.settings.batch_size // STEPS_PER_GRADIENT
+        rows = torch.randint(len(advantage), (STEPS_PER_GRADIENT, share), generator=rng)
+        batch = []
+        for step, chosen in zip(torch.randperm(len(trajectory.t), generator=rng).tolist(), rows, strict=False):
+            there = chosen.to(self.compute.device)
+            part = {name: value[there] for name, value in condition.items()}
+            with torch.no_grad():
+                density = self._log_density(model, trajectory, step, there, part)
+            batch.append(Moves(step, there, part, advantage[chosen].to(self.compute.device), density))
+        return batch
 
     def _backward(
         self,
         state: TrainingState,
         model: Callable[..., Tensor],
-        rollouts: tuple[Trajectory, Tensor, dict[str, Tensor]],
-        iteration: int,
-        number: int,
+        trajectory: Trajectory,
+        batch: list[Moves],
         size: int,
     ) -> int:
-        """The gradient of the clipped objective on random rollouts at random steps, at most `size` at a time; the size.
-
-        rollouts: their trajectory, advantages and conditions. number: of the gradient step in its iteration.
-        """
+        """Leave the gradient of the clipped objective on a batch, taken in parts of at most `size` rows; that size."""
         state.optimizer.zero_grad(set_to_none=False)  # what a part that did not fit has left
-        trajectory, advantage, condition = rollouts
-        rng = generator(self.seed, Draw.POLICY, 1, self.turn, iteration, number)
-        rows = torch.randint(
-            len(advantage), (STEPS_PER_GRADIENT, self.settings.batch_size // STEPS_PER_GRADIENT), generator=rng
-        )
-        for step, row in zip(torch.randperm(len(trajectory.t), generator=rng), rows, strict=False):
-            for chosen in row.to(advantage.device).split(size):
-                part = {name: value[chosen] for name, value in condition.items()}
-                mean, tau = self._update(model, part).transition(
-                    trajectory.before[step, chosen], trajectory.t[step].item(), trajectory.s[step].item()
-                )
-                density = log_density(trajectory.after[step, chosen], mean, tau)
-                log_ratio = density - trajectory.log_density[step, chosen]
-                loss = clipped_objective(log_ratio, advantage[chosen], self.settings.clip)
-                (loss * (len(chosen) / rows.numel())).backward()
+        for moves in batch:
+            for part in moves.split(size):
+                density = self._log_density(model, trajectory, part.step, part.rows, part.condition)
+                loss = clipped_objective(density - part.log_density, part.advantage, self.settings.clip)
+                (loss * (len(part.rows) / len(moves.rows) / len(batch))).backward()
         return size
+
+    def _log_density(
+        self,
+        model: Callable[..., Tensor],
+        trajectory: Trajectory,
+        step: int,
+        rows: Tensor,
+        condition: dict[str, Tensor],
+    ) -> Tensor:
+        """Of the step that rows (b,) of a trajectory took, under the policy; (b,)."""
+        t, s = trajectory.t[step].item(), trajectory.s[step].item()
+        mean, tau = self._update(model, condition).transition(trajectory.before[step, rows], t, s)
+        return log_density(trajectory.after[step, rows], mean, tau)
 
     def _update(self, model: Callable[..., Tensor], condition: dict[str, Tensor]) -> Ddim:
         return Ddim(self.task.denoiser(model, condition), self.task.path, self.sampler.eta)
