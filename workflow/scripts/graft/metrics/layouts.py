@@ -40,7 +40,8 @@ def alignment(boxes: Tensor, mask: Tensor) -> Tensor:
     Layout GAN" (arXiv 2009.05284), section 3.6.4. Same name, other numbers: "alignment-ACLayoutGAN" is that sum, not
     divided by n, and "alignment-NDN" is the sum of d_i itself, over the three x kinds only. The published code, also
     LayoutDM's and LayoutFlow's, compares elements with the batch's padding too (boxes of zeros, say), so that a page's
-    figure depends on its batch: it is mostly lower than here, and above 0 for a lone element.
+    figure depends on its batch: it is mostly lower than here, and above 0 for a lone element, which can make the mean
+    of a set of pages higher.
     """
     low, high = _corners(boxes.movedim(-1, 0))
     lines = torch.cat([low, boxes.movedim(-1, 0)[:2], high])
