@@ -181,11 +181,10 @@ def draw_reward_calls(axes: Axes, curve: pd.DataFrame, reward: str) -> None:
 
 
 def draw_pictures(axes: Axes, rows: pd.DataFrame, folder: str | os.PathLike) -> None:
-    """Samples from the same noises: the base's, the control's and those of the method with the highest reward."""
+    """Samples from the same noises, of the methods that `pictured` names."""
     from matplotlib import pyplot
 
-    rewards = rows[rows["metric"] == "reward"].set_index("method")["mean"]
-    shown = list(dict.fromkeys(["base", *rewards.index.intersection(["self"]), rewards.idxmax()]))
+    shown = pictured(rows)
     strips = [pyplot.imread(os.path.join(folder, f"{method}.png")) for method in shown]
     axes.imshow(np.concatenate(strips), aspect="equal")
     height = strips[0].shape[0]
@@ -194,6 +193,17 @@ def draw_pictures(axes: Axes, rows: pd.DataFrame, folder: str | os.PathLike) -> 
     axes.set_title("samples from the same noises", loc="left", fontsize=9)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
+
+
+def pictured(rows: pd.DataFrame) -> list[str]:
+    """Whose samples a figure shows: the base's, the control's, the best rejection method's and the best of all.
+
+    rows: of a setting in its table; best is what has the highest mean reward.
+    """
+    rewards = rows[rows["metric"] == "reward"].set_index("method")
+    selected = rewards[rewards["cut"].notna() & (rewards["control"] != rewards.index)]
+    best = [part["mean"].idxmax() for part in (selected, rewards) if len(part)]
+    return list(dict.fromkeys(["base", *rewards.index.intersection(["self"]), *best]))
 
 
 def save(figure: Figure, png: str | os.PathLike, pdf: str | os.PathLike) -> None:
