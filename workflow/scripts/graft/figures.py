@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -188,7 +189,9 @@ def draw_pictures(axes: Axes, rows: pd.DataFrame, folder: str | os.PathLike) -> 
     strips = [pyplot.imread(os.path.join(folder, f"{method}.png")) for method in shown]
     axes.imshow(np.concatenate(strips), aspect="equal")
     height = strips[0].shape[0]
-    axes.set_yticks([height * (i + 0.5) for i in range(len(shown))], shown, fontsize=8)
+    # The layout leaves no more room than this for names.
+    names = ["\n".join(textwrap.wrap(name.replace("_", " "), 12)).replace(" ", "_") for name in shown]
+    axes.set_yticks([height * (i + 0.5) for i in range(len(shown))], names, fontsize=8)
     axes.set_xticks([])
     axes.set_title("samples from the same noises", loc="left", fontsize=9)
     axes.spines[:].set_visible(False)

@@ -207,8 +207,10 @@ class PolicyGradient:
         for step, chosen in zip(torch.randperm(len(trajectory.t), generator=rng).tolist(), rows, strict=False):
             there = chosen.to(self.compute.device)
             part = {name: value[there] for name, value in condition.items()}
-            with torch.no_grad():
-                density = self._log_density(model, trajectory, step, there, part)
+            density = trajectory.log_density[step, there]
+            if self.compute.precision != "fp32":
+                with torch.no_grad():
+                    density = self._log_density(model, trajectory, step, there, part)
             batch.append(Moves(step, there, part, advantage[chosen].to(self.compute.device), density))
         return batch
 

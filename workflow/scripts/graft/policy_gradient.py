@@ -21,13 +21,14 @@ from graft.sampling import Ddim, Normal
 class Trajectory:
     """B rollouts of K random steps: the states (K, B, ...) before and after each, and the times (K,) float64 of both.
 
-    x_0: (B, ...), where the rollouts ended.
+    x_0: (B, ...), where the rollouts ended. log_density: (K, B), see `log_density`, under the policy that drew them.
     """
 
     before: Tensor
     after: Tensor
     t: Tensor
     s: Tensor
+    log_density: Tensor
     x_0: Tensor
 
 
@@ -38,6 +39,7 @@ def joined(parts: Sequence[Trajectory]) -> Trajectory:
         after=torch.cat([part.after for part in parts], dim=1),
         t=parts[0].t,
         s=parts[0].s,
+        log_density=torch.cat([part.log_density for part in parts], dim=1),
         x_0=torch.cat([part.x_0 for part in parts]),
     )
 
@@ -53,12 +55,13 @@ def draw_trajectory(update: Ddim, noise: Tensor, times: Sequence[float], normal:
         mean, tau = update.transition(x, t, s)
         following = mean + tau * normal().to(x.dtype) if tau > 0 else mean
         if tau > 0:
-            steps.append((x, following, *torch.tensor([t, s], dtype=torch.double)))
+            step_times = torch.tensor([t, s], dtype=torch.double)
+            steps.append((x, following, *step_times, log_density(following, mean, tau)))
         x = following
     if not steps:
         raise UserError(f"DDPO needs a sampler that draws, eta = {update.eta} does not; raise sampler.eta")
-    before, after, t, s = (torch.stack(column) for column in zip(*steps, strict=True))
-    return Trajectory(before, after, t, s, x_0=x)
+    before, after, t, s, density = (torch.stack(column) for column in zip(*steps, strict=True))
+    return Trajectory(before, after, t, s, density, x_0=x)
 
 
 def log_density(x: Tensor, mean: Tensor, tau: float) -> Tensor:
