@@ -12,8 +12,10 @@ from graft.jobs import run
 from graft.tables import COLUMNS, gains, summarise, with_published, write_csv, write_layouts
 
 KEYS = ["task", "setting", "method", "metric", "better"]
-NOTES = ["data", "cut", "deduplicated", "anchored"]
-EXTRAS = [*NOTES, "fixed_share", "eta", "rounds", "reward_calls", "accepted", "control"]
+EXTRAS = [
+    *("data", "cut", "deduplicated", "anchored", "fixed_share"),
+    *("eta", "rounds", "reward_calls", "accepted", "control"),
+]
 """Notes that stand beside the metrics where people read the table, after what a task tells of accepted samples."""
 
 

@@ -203,7 +203,6 @@ class TextToImage:
         context, guidance = network.embeddings[condition["prompt"]], self.guidance
         if not self.guided_loss:
             context, guidance = self._with_dropout(context, network.empty, generator), 1.0
-
         return self._noise_loss(network, context, guidance, x_c, cut_time, generator, times, anchor)
 
     def _noise_loss(
