@@ -13,8 +13,16 @@ from graft.tables import COLUMNS, gains, summarise, with_published, write_csv, w
 
 KEYS = ["task", "setting", "method", "metric", "better"]
 EXTRAS = [
-    *("data", "cut", "deduplicated", "anchored", "fixed_share"),
-    *("eta", "rounds", "reward_calls", "accepted", "control"),
+    "data",
+    "cut",
+    "deduplicated",
+    "anchored",
+    "fixed_share",
+    "eta",
+    "rounds",
+    "reward_calls",
+    "accepted",
+    "control",
 ]
 """Notes that stand beside the metrics where people read the table, after what a task tells of accepted samples."""
 
