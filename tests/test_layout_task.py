@@ -475,7 +475,7 @@ def test_a_short_training_tells_disturbed_pages_and_names_hidden_classes(monkeyp
     untrained = tells_disturbed(network, *banded_pages(500, seed=2), generator(7))
     train(
         network,
-        list(banded_pages(1000, seed=1)),
+        [list(banded_pages(1000, seed=1))],
         layout_features_loss,
         TrainingSettings(steps=350, batch_size=64, learning_rate=3e-3, ema_decay=0.95),
         seed=0,

@@ -139,7 +139,7 @@ def test_consecutive_rollouts_share_a_prompt_whatever_the_batch(data):
 
 
 def test_training_data_hold_nothing_that_evaluates(data):
-    images, captions = TASK.training_data(data)
+    [[images, captions]] = TASK.training_data(data)
     assert len(images) == 4
     assert texts(captions.numpy()) == TRAINING
 
@@ -168,7 +168,7 @@ def test_a_base_of_other_latents_is_refused(saved):
 
 def test_the_bases_loss_trains_unet_and_text_encoder_and_leaves_the_autoencoder(autoencoder, data):
     network = TASK.build_network(NETWORK, seed=0, run=0, autoencoder=autoencoder)
-    TASK.loss(network, *(array for array in TASK.training_data(data)), torch.Generator().manual_seed(0)).backward()
+    TASK.loss(network, *TASK.training_data(data)[0], torch.Generator().manual_seed(0)).backward()
     touched = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None and p.grad.any()}
     assert touched == {"unet", "text_encoder"}
 

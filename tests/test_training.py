@@ -58,7 +58,7 @@ def train_flow(folder, cpu, loss=None, settings=SETTINGS, checkpoint="checkpoint
     checkpoint = folder / f"{checkpoint}.safetensors"
     log = train(
         flow,
-        [data],
+        [[data]],
         loss or Loss(),
         settings,
         seed=seed,
@@ -255,7 +255,7 @@ def test_arrays_are_drawn_by_the_same_rows(cpu, tmp_path):
     settings = TrainingSettings(steps=8, batch_size=32, learning_rate=1e-3, ema_decay=0.9)
     data = [ShardedTensor([tmp_path / "pairs.safetensors"], name) for name in "xy"]
     arguments = {"seed": 0, "run": 0, "compute": cpu, "identity": ""}
-    train(nn.Linear(1, 1), data, loss, settings, **arguments, checkpoint=tmp_path / "checkpoint")
+    train(nn.Linear(1, 1), [data], loss, settings, **arguments, checkpoint=tmp_path / "checkpoint")
     assert [len(rows) for rows in seen] == [32] * 8
     assert len({tuple(rows.tolist()) for rows in seen}) == 8, "every step draws other rows"
     assert len(torch.cat(seen).unique()) > 45

@@ -16,7 +16,7 @@ from graft.compute import Compute
 from graft.metrics.molecules import stability
 from graft.rollouts import SamplerSettings, continue_from, in_batches
 from graft.seeding import Draw, generator
-from graft.tasks.molecules import Molecules
+from graft.tasks.molecules import Molecules, prepared
 
 REPOSITORY = Path(__file__).parents[2]
 LEVELS = (0.0, 0.25, 0.5, 0.5625, 0.625, 0.6875, 0.75, 0.875, 1.0)
@@ -31,7 +31,7 @@ def main(scale, name, samples):
     task, sampler = Molecules(**setting["points"]), SamplerSettings(**setting["sampler"])
     folder, rng = REPOSITORY / f"results/{scale}/molecules/{name}", generator(0, Draw.SUBSET)
     network = compute.compile(task.load_network(folder / "base", device=compute.device))
-    positions, numbers = task.training_data(folder / "data")
+    positions, numbers = prepared(folder / "data")
     rows = torch.randperm(len(positions), generator=rng)[: int(samples)]
     x_0, condition = task.encode(positions[rows], numbers[rows]), {"atoms": (numbers[rows] > 0).sum(dim=1)}
     x_0 = task.augment(x_0, rng)

@@ -73,7 +73,7 @@ def time_training(job, task, compute):
         write_tensors(data, {"images": images}, {})
         log = train(
             task.build_network(job.params.network, seed=0, run=0),
-            [ShardedTensor([data], "images")],
+            [[ShardedTensor([data], "images")]],
             task.loss,
             TrainingSettings(**{**job.params.training, "steps": TRAINING_STEPS}),
             seed=0,

@@ -137,7 +137,7 @@ def time_training(task, adapted, compute):
     with TemporaryDirectory() as folder:
         log = train(
             adapted,
-            [latents, torch.zeros(256, dtype=torch.long)],
+            [[latents, torch.zeros(256, dtype=torch.long)]],
             loss,
             TrainingSettings(TRAINING_STEPS, TRAINING_BATCH, learning_rate=1e-4, ema_decay=0.99),
             seed=0,

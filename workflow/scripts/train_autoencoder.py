@@ -22,7 +22,7 @@ MEASURED = 2048
 
 def main(job):
     task, compute = TextToImage(**job.params.points), compute_of(job)
-    images, _ = task.training_data(job.input.data)
+    [[images, _]] = task.training_data(job.input.data)
     with drawn_weights(job.params.seed, RUN):
         network = AutoencoderKL(
             latent_channels=job.params.points["latent_channels"],
@@ -30,7 +30,7 @@ def main(job):
             **job.params.network,
         )
     where = {"checkpoint": job.params.checkpoint, "folder": Path(job.output[0])}
-    fit(job, compute, network, [images], loss, job.params.training, run=RUN, **where)
+    fit(job, compute, network, [[images]], loss, job.params.training, run=RUN, **where)
     with torch.no_grad():
         latents = network.encode(compute.to_device(images[:MEASURED]) / 127.5 - 1).latent_dist.mean
     network.register_to_config(scaling_factor=1 / latents.std().item())

@@ -32,7 +32,7 @@ def main(job):
         classes = int(labels[:].max()) + 1
         network = ImageClassifier(in_channels=images.shape[0], classes=classes, **job.params.network)
     where = {"checkpoint": job.params.checkpoint, "folder": folder}
-    fit(job, compute, network, [images, labels], loss, job.params.training, run=RUN, **where)
+    fit(job, compute, network, [[images, labels]], loss, job.params.training, run=RUN, **where)
     network.calibrate(compute.to_device(images[:CALIBRATION]))
     network.save_pretrained(folder)
     batches = torch.arange(len(images)).split(CALIBRATION)

@@ -123,7 +123,7 @@ def fit_judge(job, compute, name, kind, network, data, loss):
     """Train a network on arrays of the same length, and save it."""
     folder = Path(job.output[0]) / name
     where = {"checkpoint": Path(job.params.checkpoints) / f"{name}.safetensors", "folder": folder}
-    fit(job, compute, network, data, loss, job.params.training[kind], run=RUNS[name], **where)
+    fit(job, compute, network, [data], loss, job.params.training[kind], run=RUNS[name], **where)
     network.save_pretrained(folder)
 
 

@@ -21,7 +21,7 @@ def main(job):
         pages(job.input.data, held_out=False),
         {"checkpoint": job.params.checkpoint, "folder": folder / "features"},
     )
-    fit(job, compute, network, data, layout_features_loss, job.params.training, run=RUN, **where)
+    fit(job, compute, network, [data], layout_features_loss, job.params.training, run=RUN, **where)
     network.save_pretrained(folder / "features")
     rng = generator(job.params.seed, Draw.REFERENCE, device=compute.device)
     held_out = (part.to(compute.device) for part in pages(job.input.data, held_out=True))

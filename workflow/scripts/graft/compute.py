@@ -61,15 +61,16 @@ class Compute:
         """Mixed precision for network evaluations; a no-op at fp32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def compile(self, module: Module) -> Module:
-        """The module compiled, or itself.
+    def compile(self, module: Module, dynamic: bool | None = None) -> Module:
+        """The module compiled, or itself. dynamic: see `torch.compile`; by default a second shape makes it true.
 
         On a GPU its kernels are launched as one CUDA graph: for networks as small as ours the launches take longer than
         the kernels. What a call returns is overwritten by the next call, so use it up or copy it before.
         """
         if not self.compiled:
             return module
-        return torch.compile(module, mode="reduce-overhead" if self.device.type == "cuda" else "default")
+        mode = "reduce-overhead" if self.device.type == "cuda" else "default"
+        return torch.compile(module, mode=mode, dynamic=dynamic)
 
     def fitting(self, function: Callable[[int], Result], size: int, unit: int = 1) -> Result:
         """function(size), with a batch size; where memory is full and `smaller_batches` allows it, of half the size.

@@ -41,7 +41,7 @@ def train_corrector(
     settings = TrainingSettings(**training)
     log = train(
         corrector,
-        [noises],
+        [[noises]],
         loss,
         settings,
         seed=seed,

@@ -60,7 +60,7 @@ def tune_on_snapshots(
             model, x_c, cut_time, dict(zip(names, conditions, strict=True)), rng, times, anchored
         )
 
-    return train(network, [snapshots, *condition.values(), *odds], loss, settings, compute=compute, **training)
+    return train(network, [[snapshots, *condition.values(), *odds]], loss, settings, compute=compute, **training)
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class PolicyGradient:
         size: int,
     ) -> int:
         """Leave the gradient of the clipped objective on a batch, taken in parts of at most `size` rows; that size."""
-        state.optimizer.zero_grad(set_to_none=False)  # what a part that did not fit has left
+        state.forget_gradients()  # what a part that did not fit has left
         for moves in batch:
             for part in moves.split(size):
                 density = self._log_density(model, trajectory, part.step, part.rows, part.condition)

@@ -88,7 +88,7 @@ def fit(
     snakemake: Any,
     compute: Any,
     network: Any,
-    data: Sequence[Any],
+    strata: Sequence[Sequence[Any]],
     loss: Callable[..., Any],
     training: dict[str, Any],
     *,
@@ -106,7 +106,7 @@ def fit(
 
     log = train(
         network,
-        data,
+        strata,
         loss,
         TrainingSettings(**training),
         seed=snakemake.params.seed,

@@ -1,4 +1,4 @@
-"""The one training loop: AdamW, warm-up and cosine decay, EMA, autocast, compilation, exact resume, a loss curve."""
+"""The one training loop: AdamW or Muon, warm-up and cosine decay, EMA, autocast, compilation, exact resume."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,13 +45,16 @@ class TrainingSettings:
     """How long and how fast to train.
 
     steps: optimiser steps. batch_size: samples a step. learning_rate: AdamW's peak rate, after a linear warm-up over
-    the first 5 % of the steps. ema_decay: in [0, 1), the most that the running average keeps a step.
+    the first 5 % of the steps. ema_decay: in [0, 1), the most that the running average keeps a step. optimizer:
+    'adamw'; or 'muon' (Jordan et al. 2024), which takes the `hidden_matrices()` of a network that has such, in updates
+    as large as AdamW's (Liu et al. 2025, arXiv 2502.16982), and leaves the other parameters to AdamW.
     """
 
     steps: int
     batch_size: int
     learning_rate: float
     ema_decay: float
+    optimizer: str = "adamw"
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class TrainingLog:
 
 def train(
     model: nn.Module,
-    data: Sequence[ShardedTensor | Tensor],
+    strata: Sequence[Sequence[ShardedTensor | Tensor]],
     loss: Callable[..., Tensor],
     settings: TrainingSettings,
     *,
@@ -75,9 +79,10 @@ def train(
 ) -> TrainingLog:
     """Train `model` in place and leave its EMA weights in it.
 
-    data: arrays of the same length; each step draws `batch_size` of their rows with replacement.
-    loss: `loss(network, *batch, generator)`, the scalar loss of one batch, with one tensor (batch_size, ...) for each
-    array of `data`; `network` is the model, compiled if `compute` says so. Rows and all other randomness are seeded by
+    strata: parts of the data, each as arrays of one length, whose rows may differ in shape from part to part. A step
+    draws with replacement from each in proportion to its length, `batch_size` rows in all, at least one of each.
+    loss: `loss(network, *batch, generator)`, the scalar loss of rows of one stratum, with one tensor (B, ...) for each
+    of its arrays; `network` is the model, compiled if `compute` says so. Rows and all other randomness are seeded by
     (seed, run, step), so that a step depends on nothing before it but the weights.
     checkpoint: a file that outlives a killed job. If it was written under the same settings and `identity` (a
     fingerprint of code and data), training goes on from it, to the same bytes on a CPU; otherwise it is ignored.
@@ -87,7 +92,9 @@ def train(
     model.to(compute.device).train()
     state = TrainingState(model, settings, identity=f"{identity} seed{seed} run{run} {json.dumps(asdict(settings))}")
     first = state.load(checkpoint)
-    network, data = compute.compile(model), [resident(array, compute) for array in data]
+    # The shapes stay: strata's are compiled each for itself rather than once for any.
+    network, strata = compute.compile(model, dynamic=False), [Stratum.of(arrays, compute) for arrays in strata]
+    rows = sum(stratum.rows for stratum in strata)
     running, count = torch.zeros((), device=compute.device), 0
     every = max(1, min(settings.steps // LOG_POINTS, LOG_STEPS))
     due = time.monotonic() + 60 * CHECKPOINT_MINUTES
@@ -97,14 +104,18 @@ def train(
     def backward(size: int) -> tuple[Tensor, int]:
         """The loss of a step's batch, its gradient accumulated over parts of at most `size` rows; and that size."""
         if size < largest:  # what a part that did not fit has left
-            state.optimizer.zero_grad(set_to_none=False)
-        batch = draw_batch(data, settings.batch_size, generator(seed, Draw.BATCH, run, step), compute)
+            state.forget_gradients()
+        choice = generator(seed, Draw.BATCH, run, step)
         rng, total = generator(seed, Draw.TRAINING, run, step, device=compute.device), torch.zeros_like(running)
-        for part in zip(*(array.split(size) for array in batch), strict=True):
-            with compute.autocast():
-                value = loss(network, *part, rng) * (len(part[0]) / settings.batch_size)
-            value.backward()
-            total += value.detach()
+        for stratum in strata:
+            share = stratum.rows / rows
+            count = max(1, round(share * settings.batch_size))
+            batch = draw_batch(stratum.arrays, count, choice, compute)
+            for part in zip(*(array.split(size) for array in batch), strict=True):
+                with compute.autocast():
+                    value = loss(network, *part, rng) * (share * len(part[0]) / count)
+                value.backward()
+                total += value.detach()
         return total, size
 
     for step in progress(range(first, settings.steps), "training", initial=first, total=settings.steps):
@@ -121,6 +132,19 @@ def train(
     state.ema.copy_to(state.parameters)
     model.eval().requires_grad_(False)
     return TrainingLog(state.curve, stopwatch.seconds_per_step())
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Arrays of as many `rows` each, as near to the device as they fit."""
+
+    arrays: list[ShardedTensor | Tensor]
+    rows: int
+
+    @classmethod
+    def of(cls, arrays: Sequence[ShardedTensor | Tensor], compute: Compute) -> Stratum:
+        """See `resident`."""
+        return cls([resident(array, compute) for array in arrays], len(arrays[0]))
 
 
 def resident(array: ShardedTensor | Tensor, compute: Compute) -> ShardedTensor | Tensor:
@@ -165,14 +189,41 @@ class Stopwatch:
         return (time.monotonic() - self.start) / (self.ticks - self.warmup)
 
 
+def adamw(model: nn.Module, parameters: list[nn.Parameter], rate: float) -> list[torch.optim.Optimizer]:
+    """AdamW, without weight decay, for all parameters."""
+    return [torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, fused=True)]
+
+
+def muon(model: nn.Module, parameters: list[nn.Parameter], rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the model's hidden matrices and AdamW for the other parameters.
+
+    Raises UserError if the model does not say which they are.
+    """
+    if not hasattr(model, "hidden_matrices"):
+        raise UserError(
+            f"training: optimizer muon is for networks with hidden matrices, and a {type(model).__name__} has none"
+        )
+    matrices = model.hidden_matrices()
+    chosen = {id(matrix) for matrix in matrices}
+    others = [parameter for parameter in parameters if id(parameter) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        *adamw(model, others, rate),
+    ]
+
+
+OPTIMIZERS = {"adamw": adamw, "muon": muon}
+
+
 class TrainingState:
     """Everything that changes while training, and its file."""
 
     def __init__(self, model: nn.Module, settings: TrainingSettings, identity: str) -> None:
         self.model, self.identity = model, identity
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
-        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, math.ceil(settings.steps / 20), settings.steps)
+        self.optimizers = OPTIMIZERS[settings.optimizer](model, self.parameters, settings.learning_rate)
+        warmup = math.ceil(settings.steps / 20)
+        self.schedules = [get_cosine_schedule_with_warmup(each, warmup, settings.steps) for each in self.optimizers]
         self.ema = EMAModel(self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
         self.curve: list[dict[str, float]] = []
         # Gradients keep their memory: what a CUDA graph returns is overwritten by its next run, so it is added up here.
@@ -182,10 +233,16 @@ class TrainingState:
     def advance(self) -> None:
         """One optimiser step on the gradients in place."""
         nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)
-        self.schedule.step()
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        self.forget_gradients()
         self.ema.step(self.parameters)
+
+    def forget_gradients(self) -> None:
+        """Set them to zero, in place."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=False)
 
     def record(self, step: int, loss: float) -> None:
         """Append to the loss curve; a loss or weights that are not finite end the job."""
@@ -197,10 +254,11 @@ class TrainingState:
 
     def save(self, path: Path, step: int) -> None:
         """Write all of it; only ever called after a finite loss."""
-        moments = self.optimizer.state_dict()["state"]
         tensors = {f"model.{i}": p.data for i, p in enumerate(self.parameters)}
         tensors |= {f"ema.{i}": p for i, p in enumerate(self.ema.shadow_params)}
-        tensors |= {f"{key}.{i}": value for i, entry in moments.items() for key, value in entry.items()}
+        for number, optimizer in enumerate(self.optimizers):
+            moments = optimizer.state_dict()["state"]
+            tensors |= {f"optimizer{number}.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
         tensors["curve"] = torch.tensor([[p["step"], p["loss"]] for p in self.curve], dtype=torch.float64)
         write_tensors(path, tensors, {"identity": self.identity, "step": step})
         logger.info("checkpoint at step %d", step)
@@ -214,15 +272,18 @@ class TrainingState:
             logger.info("%s belongs to other settings, code or data: starting afresh", path)
             return 0
         tensors, step = file.tensors(), int(file.metadata["step"])
-        indices = range(len(self.parameters))
         for i, parameter in enumerate(self.parameters):
             parameter.data.copy_(tensors[f"model.{i}"])
             self.ema.shadow_params[i].copy_(tensors[f"ema.{i}"])
-        moments = {i: {key: tensors[f"{key}.{i}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i in indices}
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self.schedule.load_state_dict({**self.schedule.state_dict(), "last_epoch": step})
-        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_lr(), strict=True):
-            group["lr"] = rate
+        for number, (optimizer, schedule) in enumerate(zip(self.optimizers, self.schedules, strict=True)):
+            moments = defaultdict(dict)
+            for name in (name for name in tensors if name.startswith(f"optimizer{number}.")):
+                _, index, key = name.split(".")
+                moments[int(index)][key] = tensors[name]
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+            schedule.load_state_dict({**schedule.state_dict(), "last_epoch": step})
+            for group, rate in zip(optimizer.param_groups, schedule.get_lr(), strict=True):
+                group["lr"] = rate
         self.ema.optimization_step = step
         self.curve = [{"step": int(s), "loss": loss} for s, loss in tensors["curve"].tolist()]
         logger.info("resuming from %s at step %d", path, step)

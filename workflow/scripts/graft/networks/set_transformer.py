@@ -71,6 +71,10 @@ class SetTransformer(ModelMixin, ConfigMixin):
             positions = out[..., :3] + self.forces(hidden, differences, bumps, mask)
             return torch.cat([positions, out[..., 3:]], dim=-1) * mask[..., None]
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The weights between hidden layers, all matrices: what the optimizer Muon is for."""
+        return [weight for weight in self.blocks.parameters() if weight.ndim == 2]
+
 
 def pairs(positions: Tensor) -> tuple[Tensor, Tensor]:
     """Differences x_i - x_j of positions (B, N, 3), (B, N, N, 3), and their lengths as bumps (B, N, N, BUMPS)."""

@@ -3,7 +3,7 @@
 Every task can be trained as a base model:
     shape: of one point of the model's space, without the batch.
     read(folder, reader): an asset into arrays of equal length, by name, and counts for the record.
-    training_data(folder): those arrays of a prepared folder, as the loss takes them.
+    training_data(folder): those arrays of a prepared folder, as the loss takes them, in one part or several (strata).
     build_network(settings, seed, run), load_network(folder): diffusers models.
     loss(network, *batch, generator): the base's training loss of one batch, a scalar.
 A task whose samples have rewards has more; see `graft.tasks.sets` and `graft.tasks.molecules`.

@@ -43,9 +43,9 @@ class Images:
             return {"images": found.images}, {"classes": 0}
         return {"images": found.images, "labels": found.labels}, {"classes": int(found.labels.max()) + 1}
 
-    def training_data(self, folder: str | Path) -> list[ShardedTensor]:
+    def training_data(self, folder: str | Path) -> list[list[ShardedTensor]]:
         """The images of a prepared folder."""
-        return [load_images(folder)]
+        return [[load_images(folder)]]
 
     def build_network(self, settings: dict[str, Any], seed: int, run: int) -> FlowNetwork:
         """See `graft.networks.flows.build_network`."""

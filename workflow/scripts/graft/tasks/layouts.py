@@ -81,9 +81,9 @@ class Layouts(SetTask):
         found = layout_formats.READERS[reader](folder, self.max_elements)
         return {"boxes": found.boxes, "classes": found.classes, "held_out": found.held_out}, found.counts
 
-    def training_data(self, folder: str | Path) -> list[Tensor]:
+    def training_data(self, folder: str | Path) -> list[list[Tensor]]:
         """Boxes and classes of the pages that are not held out."""
-        return list(pages(str(folder), held_out=False))
+        return [list(pages(str(folder), held_out=False))]
 
     def loss(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 ANGSTROM = 1 / 1.5
 """Model units of length in an angstrom: centred positions get a standard deviation of about one."""
+
+
+STRATA = 0.75, 1.0
+"""Training takes the smaller three quarters of the molecules apart from the others; each more is compiled anew."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,16 @@ class Molecules(SetTask):
         atomic_numbers = np.pad(found.atomic_numbers, ((0, 0), (0, padding)))
         return {"positions": positions, "atomic_numbers": atomic_numbers}, {}
 
-    def training_data(self, folder: str | Path) -> list[ShardedTensor]:
-        """Positions and atomic numbers of a prepared folder."""
-        return [load_prepared(folder, name) for name in ("positions", "atomic_numbers")]
+    def training_data(self, folder: str | Path) -> list[list[Tensor]]:
+        """Positions and atomic numbers by size, in each stratum without the rows that are padding in all of it.
+
+        Most molecules have fewer atoms than the largest, and pairs of atoms cost the square.
+        """
+        positions, numbers = prepared(folder)
+        sizes = (numbers > 0).sum(dim=1)
+        edges = [0, *sizes.double().quantile(torch.tensor(STRATA, dtype=torch.float64)).long().tolist()]
+        parts = ((low, high, (sizes > low) & (sizes <= high)) for low, high in pairwise(edges))
+        return [[positions[part, :high], numbers[part, :high]] for _, high, part in parts if part.any()]
 
     def loss(
         self,
@@ -113,8 +125,8 @@ class Molecules(SetTask):
         return torch.arange(self.max_atoms, device=atoms.device) < atoms[:, None]
 
     def project(self, x: Tensor, condition: Condition) -> Tensor:
-        """x (B, N, 3 + K) with centred positions and nothing beyond the atoms: the subspace that points live in."""
-        mask = self.mask(condition)
+        """x (B, N, 3 + K) centred and with nothing beyond the atoms, the subspace of points; N may be less than all."""
+        mask = self.mask(condition)[:, : x.shape[1]]
         x = x * mask[..., None]
         centre = x[..., :3].sum(dim=1, keepdim=True) / mask.sum(dim=1)[:, None, None]
         return torch.cat([(x[..., :3] - centre) * mask[..., None], x[..., 3:]], dim=-1)
@@ -157,7 +169,7 @@ class Molecules(SetTask):
 
     def reference(self, data: str | Path, judges: None, compute: Compute) -> set[str]:
         """What `metrics` measures against: the keys of the data of a prepared folder."""
-        positions, numbers = (array[:] for array in self.training_data(data))
+        positions, numbers = prepared(data)
         return set(canonical_smiles(positions, numbers, numbers > 0)) - {None}
 
     def picture(self, molecules: Cloud, count: int) -> Image:
@@ -183,6 +195,11 @@ class Molecules(SetTask):
     def metrics(self, molecules: Cloud, known: set[str]) -> dict[str, float]:
         """Metrics of a set of samples, see `graft.metrics.molecules.summary`."""
         return summary(*molecules, known)
+
+
+def prepared(folder: str | Path) -> tuple[Tensor, Tensor]:
+    """Positions (n, N, 3) in angstrom and atomic numbers (n, N) of all molecules of a prepared folder."""
+    return load_prepared(folder, "positions")[:], load_prepared(folder, "atomic_numbers")[:]
 
 
 @dataclass(frozen=True)

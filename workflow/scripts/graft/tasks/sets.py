@@ -130,6 +130,8 @@ class SetTask:
     ) -> Tensor:
         """Denoising above a cut (`graft.objectives.denoising`) of snapshots x_c (B, N, D + K); a scalar.
 
+        The mean is over all of N, whether x_c has all its rows or only the first ones, the others being padding.
+
         times: the law of the times above the cut, uniform without one. anchor: of the network that x_c came from.
         """
         x_c = self.augment(x_c, generator)
@@ -137,7 +139,9 @@ class SetTask:
         t = stratified_times(x_c, generator, cut_time, times)
         denoise = partial(self.denoiser, condition=condition)
         start = None if anchor is None else anchor.predicting(denoise)
-        return denoising(denoise(network), self.weight, self.path, x_c, cut_time, noise, t, start)
+        mean = denoising(denoise(network), self.weight, self.path, x_c, cut_time, noise, t, start)
+        # Sets that come without their padding count as much as others.
+        return mean * (x_c.shape[1] / self.max_elements)
 
     def denoiser(self, network: Callable[..., Tensor], condition: Condition) -> Denoiser:
         """E[x_0 | x_t] under a `SetTransformer`.
@@ -146,9 +150,10 @@ class SetTask:
         with c_skip = alpha / (alpha^2 + sigma^2), c_out = sigma / sqrt(alpha^2 + sigma^2), and inputs scaled by
         1 / sqrt(alpha^2 + sigma^2). Classes are softmax probabilities, scaled.
         """
-        mask, dimensions = self.mask(condition), self.coordinates
+        whole, dimensions = self.mask(condition), self.coordinates
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
+            mask = whole[:, : x.shape[1]]
             alpha, sigma = self.path.alpha(t)[:, None, None], self.path.sigma(t)[:, None, None]
             scale = (alpha**2 + sigma**2).rsqrt()
             out = network(self.network_input(x * scale, condition), t, mask).float()

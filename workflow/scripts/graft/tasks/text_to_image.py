@@ -114,14 +114,14 @@ class TextToImage:
         sets = [prompt_formats.Prompts(texts(p["captions"]), texts(p["kinds"]), p["held_out"], None) for p in parts]
         return arrays_of(prompt_formats.without_overlap(sets))
 
-    def training_data(self, folder: str | Path) -> list[Tensor]:
+    def training_data(self, folder: str | Path) -> list[list[Tensor]]:
         """Pictures and captions that may train. Raises UserError if the set has no pictures."""
         chosen = ~load_prepared(folder, "held_out")[:]
         try:
             images = load_prepared(folder, "images")
         except KeyError as error:
             raise UserError(f"{folder}: prompts without pictures train no base; set base.pretrained") from error
-        return [array[:][chosen] for array in (images, load_prepared(folder, "captions"))]
+        return [[array[:][chosen] for array in (images, load_prepared(folder, "captions"))]]
 
     def build_network(self, settings: dict[str, Any], seed: int, run: int, autoencoder: str | Path) -> StableDiffusion:
         """See `graft.networks.stable_diffusion.build_stable_diffusion`; autoencoder: a folder of an AutoencoderKL."""
