@@ -219,6 +219,28 @@ def test_loss_at_cut_0_is_plain_denoising_of_the_turned_molecules(times):
     assert found.item() == pytest.approx(expected.item() / x_0.numel(), rel=1e-5)
 
 
+def test_training_data_are_all_molecules_by_size_without_common_padding(tmp_path):
+    """Sizes 5, 3, 3 and 6, three quarters of which are at most 5."""
+    positions, numbers = (array[:4] for array in molecules())
+    write_tensors(tmp_path / "shard0.safetensors", {"positions": positions, "atomic_numbers": numbers}, {})
+    (tmp_path / "data.json").write_text(json.dumps({"shards": 1}))
+    (near, few), (far, many) = TASK.training_data(tmp_path)
+    assert torch.equal(near, positions[:3, :5])
+    assert torch.equal(few, numbers[:3, :5])
+    assert torch.equal(far, positions[3:, :6])
+    assert torch.equal(many, numbers[3:, :6])
+
+
+def test_sets_without_their_padding_weigh_as_much_as_with_it():
+    """In the mean over many draws of noise, which are others where the shape is another."""
+    positions, numbers = (array[[1] * 4000] for array in molecules())
+    network = trained_looking()
+    with torch.no_grad():
+        whole = TASK.loss(network, positions, numbers, generator(1))
+        cropped = TASK.loss(network, positions[:, :3], numbers[:, :3], generator(2))
+    assert cropped.item() == pytest.approx(whole.item(), rel=0.05), "and not 7 / 3 of it"
+
+
 @TIMES
 def test_loss_above_a_cut_regresses_what_is_left_of_the_snapshot(times):
     """rho x_0(x_t, t) on rho x_c / alpha_c - alpha_t sigma_c^2 / (alpha_c^2 sigma_t) eps', with the base's weight."""

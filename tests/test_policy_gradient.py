@@ -116,6 +116,15 @@ def test_clipping_stops_the_gradient_where_the_policy_has_moved_far_enough(ratio
     assert slope.tolist() == pytest.approx([expected, -0.5], rel=1e-12, abs=0)
 
 
+def test_ratios_beyond_float32_leave_the_gradient_finite():
+    """Of what the clip leaves out (A > 0) and of what is cut off (A < 0) it is zero."""
+    log_ratio = torch.tensor([100.0, 100.0, -200.0, 0.0], requires_grad=True)
+    loss = clipped_objective(log_ratio, torch.tensor([1.0, -1.0, 1.0, 1.0]), clip=0.2)
+    assert loss.isfinite()
+    (slope,) = torch.autograd.grad(loss, log_ratio)
+    assert slope.tolist() == [0, 0, 0, -0.25]
+
+
 COUNT, THETA = 100_000, torch.tensor([0.6, -0.3], dtype=torch.float64)
 
 

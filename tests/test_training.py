@@ -54,9 +54,19 @@ def write_data(folder):
 def train_flow(folder, cpu, loss=None, settings=SETTINGS, checkpoint="checkpoint", identity="code", seed=0):
     """Bytes of all parameters, and the loss curve."""
     flow = Flow()
+    log = run_training(flow, folder, cpu, loss, settings, checkpoint, identity, seed)
+    return [parameter.detach().numpy().tobytes() for parameter in flow.parameters()], log.curve
+
+
+def trained(flow, folder, cpu, settings, loss=None, checkpoint="checkpoint"):
+    """The flow after its training."""
+    run_training(flow, folder, cpu, loss, settings, checkpoint, "code", 0)
+    return flow
+
+
+def run_training(flow, folder, cpu, loss, settings, checkpoint, identity, seed):
     data = ShardedTensor([folder / f"shard{shard}.safetensors" for shard in range(2)], "rows")
-    checkpoint = folder / f"{checkpoint}.safetensors"
-    log = train(
+    return train(
         flow,
         [[data]],
         loss or Loss(),
@@ -64,10 +74,9 @@ def train_flow(folder, cpu, loss=None, settings=SETTINGS, checkpoint="checkpoint
         seed=seed,
         run=0,
         compute=cpu,
-        checkpoint=checkpoint,
+        checkpoint=folder / f"{checkpoint}.safetensors",
         identity=identity,
     )
-    return [parameter.detach().numpy().tobytes() for parameter in flow.parameters()], log.curve
 
 
 @pytest.fixture
@@ -259,6 +268,69 @@ def test_arrays_are_drawn_by_the_same_rows(cpu, tmp_path):
     assert [len(rows) for rows in seen] == [32] * 8
     assert len({tuple(rows.tolist()) for rows in seen}) == 8, "every step draws other rows"
     assert len(torch.cat(seen).unique()) > 45
+
+
+@pytest.mark.parametrize(("sizes", "counts"), [((30, 10), [6, 2]), ((99, 1), [8, 1])], ids=["shares", "a_small_one"])
+def test_strata_count_by_their_sizes(cpu, tmp_path, sizes, counts):
+    """A batch has rows of each, and the loss of each weighs as much as its share of the data has."""
+    strata = [[torch.full((size, width), float(width))] for size, width in zip(sizes, (1, 5), strict=True)]
+    model, seen = nn.Linear(1, 1, bias=False), []
+
+    def loss(network, x, generator):
+        seen.append(tuple(x.shape))
+        return x.mean() + 0 * model.weight.sum()
+
+    settings = TrainingSettings(steps=3, batch_size=8, learning_rate=1e-3, ema_decay=0.9)
+    arguments = {"seed": 0, "run": 0, "compute": cpu, "identity": ""}
+    log = train(model, strata, loss, settings, **arguments, checkpoint=tmp_path / "checkpoint")
+    assert seen == [(counts[0], 1), (counts[1], 5)] * 3
+    expected = (sizes[0] * 1 + sizes[1] * 5) / sum(sizes)
+    assert [point["loss"] for point in log.curve] == pytest.approx([expected] * 3, rel=1e-6)
+
+
+class HiddenLayer(Flow):
+    """A flow with a square matrix between its layers."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            self.layers.insert(2, nn.Linear(32, 32))
+
+    def hidden_matrices(self):
+        return [self.layers[2].weight]
+
+
+def test_muon_takes_orthogonal_steps_with_the_hidden_matrices_and_adamw_the_others(folder, cpu):
+    """Both singular values of the matrix's gradient, which is of rank two, become about 0.2 sqrt(32) times the rate.
+
+    In the first step of two the rate is zero, in the second it is whole.
+    """
+    before = dict(HiddenLayer().named_parameters())
+    settings = TrainingSettings(steps=2, batch_size=64, learning_rate=1e-2, ema_decay=0.0, optimizer="muon")
+    after = dict(trained(HiddenLayer(), folder, cpu, settings).named_parameters())
+    steps = {name: (after[name] - value).detach() for name, value in before.items()}
+    values = torch.linalg.svdvals(steps.pop("layers.2.weight")) / (0.2 * 32**0.5 * 1e-2)
+    assert all(0.65 < value < 1.25 for value in values[:2].tolist())
+    for step in steps.values():
+        assert step.abs().median().item() == pytest.approx(1e-2, rel=0.1), "AdamW's early steps are the rate"
+
+
+@pytest.mark.usefixtures("checkpoint_at_every_point")
+def test_muon_goes_on_from_a_checkpoint_to_the_same_bytes(folder, cpu):
+    settings = TrainingSettings(steps=40, batch_size=64, learning_rate=1e-2, ema_decay=0.9, optimizer="muon")
+    whole = trained(HiddenLayer(), folder, cpu, settings, checkpoint="whole")
+    with pytest.raises(UserError):
+        trained(HiddenLayer(), folder, cpu, settings, Loss(wrong_from=20, wrong=lambda loss: loss * math.nan))
+    resumed = trained(HiddenLayer(), folder, cpu, settings)
+    for found, expected in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_muon_asks_the_network_for_its_hidden_matrices(folder, cpu):
+    settings = replace(SETTINGS, optimizer="muon")
+    with pytest.raises(UserError, match="muon is for networks with hidden matrices, and a Flow has none"):
+        train_flow(folder, cpu, settings=settings)
 
 
 def test_arrays_that_fit_are_drawn_from_where_they_are_used(monkeypatch):

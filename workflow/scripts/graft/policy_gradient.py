@@ -16,6 +16,10 @@ from torch import Tensor
 from graft.errors import UserError
 from graft.sampling import Ddim, Normal
 
+LARGEST_LOG_RATIO = 20.0
+"""Where log ratios are cut off. One step of a policy moves a mean that is near the data by many tau, and float32's exp
+overflows at 88; in the gradient of a term that the clip has left out, infinity times zero would be NaN."""
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -92,5 +96,5 @@ def clipped_objective(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tens
 
     At log_ratio = 0 its gradient is minus the policy gradient, E[A grad log p].
     """
-    ratio = log_ratio.exp()
+    ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO).exp()
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()

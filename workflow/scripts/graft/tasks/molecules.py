@@ -34,7 +34,7 @@ ANGSTROM = 1 / 1.5
 """Model units of length in an angstrom: centred positions get a standard deviation of about one."""
 
 
-STRATA = (1.0,)
+STRATA = 0.75, 1.0
 """Training takes the smaller three quarters of the molecules apart from the others; each more is compiled anew."""
 
 
