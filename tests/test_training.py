@@ -322,7 +322,9 @@ def test_muon_goes_on_from_a_checkpoint_to_the_same_bytes(folder, cpu):
     whole = trained(HiddenLayer(), folder, cpu, settings, checkpoint="whole")
     with pytest.raises(UserError):
         trained(HiddenLayer(), folder, cpu, settings, Loss(wrong_from=20, wrong=lambda loss: loss * math.nan))
-    resumed = trained(HiddenLayer(), folder, cpu, settings)
+    rest = Loss()
+    resumed = trained(HiddenLayer(), folder, cpu, settings, rest)
+    assert rest.calls == 40 - 19
     for found, expected in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(found, expected)
 

@@ -93,8 +93,11 @@ def train(
     state = TrainingState(model, settings, identity=f"{identity} seed{seed} run{run} {json.dumps(asdict(settings))}")
     first = state.load(checkpoint)
     # The shapes stay: strata's are compiled each for itself rather than once for any.
-    network, strata = compute.compile(model, dynamic=False), [Stratum.of(arrays, compute) for arrays in strata]
-    rows = sum(stratum.rows for stratum in strata)
+    network, strata = (
+        compute.compile(model, dynamic=False),
+        [[resident(a, compute) for a in arrays] for arrays in strata],
+    )
+    rows = sum(len(arrays[0]) for arrays in strata)
     running, count = torch.zeros((), device=compute.device), 0
     every = max(1, min(settings.steps // LOG_POINTS, LOG_STEPS))
     due = time.monotonic() + 60 * CHECKPOINT_MINUTES
@@ -107,10 +110,10 @@ def train(
             state.forget_gradients()
         choice = generator(seed, Draw.BATCH, run, step)
         rng, total = generator(seed, Draw.TRAINING, run, step, device=compute.device), torch.zeros_like(running)
-        for stratum in strata:
-            share = stratum.rows / rows
+        for arrays in strata:
+            share = len(arrays[0]) / rows
             count = max(1, round(share * settings.batch_size))
-            batch = draw_batch(stratum.arrays, count, choice, compute)
+            batch = draw_batch(arrays, count, choice, compute)
             for part in zip(*(array.split(size) for array in batch), strict=True):
                 with compute.autocast():
                     value = loss(network, *part, rng) * (share * len(part[0]) / count)
@@ -132,19 +135,6 @@ def train(
     state.ema.copy_to(state.parameters)
     model.eval().requires_grad_(False)
     return TrainingLog(state.curve, stopwatch.seconds_per_step())
-
-
-@dataclass(frozen=True)
-class Stratum:
-    """Arrays of as many `rows` each, as near to the device as they fit."""
-
-    arrays: list[ShardedTensor | Tensor]
-    rows: int
-
-    @classmethod
-    def of(cls, arrays: Sequence[ShardedTensor | Tensor], compute: Compute) -> Stratum:
-        """See `resident`."""
-        return cls([resident(array, compute) for array in arrays], len(arrays[0]))
 
 
 def resident(array: ShardedTensor | Tensor, compute: Compute) -> ShardedTensor | Tensor:
