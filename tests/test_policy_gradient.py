@@ -72,6 +72,12 @@ def test_log_density_is_the_normal_one_up_to_its_constant(tau):
     torch.testing.assert_close(log_density(x, mean, tau).double(), exact - constant, rtol=1e-5, atol=1e-5)
 
 
+def test_rows_have_a_standard_deviation_of_their_own():
+    mean, x = normal(2, 3, 4), normal(2, 3, 4, seed=1)
+    apart = [log_density(x[[row]], mean[[row]], tau) for row, tau in enumerate([0.1, 2.0])]
+    torch.testing.assert_close(log_density(x, mean, torch.tensor([0.1, 2.0]).double()), torch.cat(apart))
+
+
 def test_advantages_are_normalised_within_each_condition():
     rng = np.random.default_rng(0)
     conditions = rng.permutation(np.repeat([7, 2, 40], [50, 20, 30]))

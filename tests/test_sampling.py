@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from graft.objectives import flow_matching
-from graft.paths import PATHS, conditional_sigma
+from graft.paths import PATHS, StableDiffusionPath, conditional_sigma
 from graft.sampling import Ddim, Euler, Stage, flow_stage, sample, snapshots, uniform_times
 
 
@@ -214,6 +214,19 @@ def test_ancestral_step_is_the_posterior_of_the_path(path, t, s):
     assert tau == pytest.approx(precision.item() ** -0.5, rel=1e-10)
     posterior = (alpha_s * x_0 / sigma_s**2 + kept * x_t / variance) / precision
     torch.testing.assert_close(mean, posterior, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", [*PATHS.values(), StableDiffusionPath()], ids=[*PATHS, "stable_diffusion"])
+def test_rows_step_from_their_own_times(path):
+    """In one call as in one call for each of them."""
+    update, x = Ddim(bent(0.7), path, 0.8), normal(3, 2, dtype=torch.float64)
+    t, s = torch.tensor([[0.9, 0.4, 0.05], [0.85, 0.2, 0.0]], dtype=torch.float64)
+    mean, tau = update.transition(x, t, s)
+    apart = [update.transition(x[[row]], t[row].item(), s[row].item()) for row in range(3)]
+    torch.testing.assert_close(mean, torch.cat([each for each, _ in apart]), rtol=1e-12, atol=1e-12)
+    assert tau.tolist() == pytest.approx([each for _, each in apart], rel=1e-12)
+    assert tau[0] > 0
+    assert tau[2] == 0
 
 
 def test_ddim_without_noise_is_euler_on_the_straight_path():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,6 @@ from graft.shards import shard_batches
 from graft.training import TrainingLog, TrainingSettings, TrainingState, train
 
 logger = logging.getLogger(__name__)
-
-STEPS_PER_GRADIENT = 4
-"""Sampler steps that one policy gradient is averaged over; a batch is shared out among them."""
 
 
 def tune_on_snapshots(
@@ -81,13 +78,13 @@ class PolicySettings:
 
 @dataclass(frozen=True)
 class Moves:
-    """What b rollouts did in one step of their trajectory: rows (b,) of it, with their conditions and advantages (b,).
+    """Steps of rollouts: of which trajectory (b,) which step (b,), with its rollout's condition and advantage (b,).
 
     log_density: (b,), under the policy before the update that they are for.
     """
 
-    step: int
     rows: Tensor
+    steps: Tensor
     condition: dict[str, Tensor]
     advantage: Tensor
     log_density: Tensor
@@ -97,7 +94,7 @@ class Moves:
         for start in range(0, len(self.rows), size):
             part = slice(start, start + size)
             condition = {name: value[part] for name, value in self.condition.items()}
-            yield Moves(self.step, self.rows[part], condition, self.advantage[part], self.log_density[part])
+            yield Moves(self.rows[part], self.steps[part], condition, self.advantage[part], self.log_density[part])
 
 
 @dataclass
@@ -134,7 +131,7 @@ class PolicyGradient:
         )
         state = TrainingState(self.network, training, identity=f"{identity} seed{self.seed} {settings} {self.sampler}")
         first, model = state.load(checkpoint) // every, self.compute.compile(self.network)
-        largest = settings.batch_size // STEPS_PER_GRADIENT
+        largest = settings.batch_size
         for iteration in progress(range(first, settings.iterations), "policy gradient", settings.iterations, first):
             condition, trajectory, rewards = self._roll_out(model, iteration)
             known = rewards.isfinite()
@@ -143,8 +140,8 @@ class PolicyGradient:
             advantage = torch.zeros_like(rewards)
             advantage[known] = advantages(rewards[known], self.task.group(condition).cpu()[known])
             batches = [self._batch(model, trajectory, advantage, condition, iteration, step) for step in range(every)]
-            for batch in batches:
-                largest = self.compute.fitting(partial(self._backward, state, model, trajectory, batch), largest)
+            for moves in batches:
+                largest = self.compute.fitting(partial(self._backward, state, model, trajectory, moves), largest)
                 state.advance()
             # The loss is minus the expected reward, of which the rollouts are an estimate.
             state.record((iteration + 1) * every, -rewards[known].mean().item())
@@ -198,51 +195,43 @@ class PolicyGradient:
         condition: dict[str, Tensor],
         iteration: int,
         number: int,
-    ) -> list[Moves]:
-        """Random rollouts at random steps, for the gradient step of this number; before the policy is updated."""
-        rng = generator(self.seed, Draw.POLICY, 1, self.turn, iteration, number)
-        share = self.settings.batch_size // STEPS_PER_GRADIENT
-        rows = torch.randint(len(advantage), (STEPS_PER_GRADIENT, share), generator=rng)
-        batch = []
-        for step, chosen in zip(torch.randperm(len(trajectory.t), generator=rng).tolist(), rows, strict=False):
-            there = chosen.to(self.compute.device)
-            part = {name: value[there] for name, value in condition.items()}
-            density = trajectory.log_density[step, there]
-            if self.compute.precision != "fp32":
-                with torch.no_grad():
-                    density = self._log_density(model, trajectory, step, there, part)
-            batch.append(Moves(step, there, part, advantage[chosen].to(self.compute.device), density))
-        return batch
+    ) -> Moves:
+        """Random steps of random rollouts, for the gradient step of this number; before the policy is updated."""
+        rng, size = generator(self.seed, Draw.POLICY, 1, self.turn, iteration, number), self.settings.batch_size
+        rows = torch.randint(len(advantage), (size,), generator=rng)
+        steps = torch.randint(len(trajectory.t), (size,), generator=rng)
+        there = rows.to(self.compute.device)
+        part = {name: value[there] for name, value in condition.items()}
+        density = trajectory.log_density[steps.to(self.compute.device), there]
+        moves = Moves(there, steps, part, advantage[rows].to(self.compute.device), density)
+        if self.compute.precision == "fp32":
+            return moves
+        with torch.no_grad():
+            return replace(moves, log_density=self._log_density(model, trajectory, moves))
 
     def _backward(
         self,
         state: TrainingState,
         model: Callable[..., Tensor],
         trajectory: Trajectory,
-        batch: list[Moves],
+        moves: Moves,
         size: int,
     ) -> int:
-        """Leave the gradient of the clipped objective on a batch, taken in parts of at most `size` rows; that size."""
+        """Leave the gradient of the clipped objective on a batch, taken in parts of at most `size` moves; that size."""
         state.forget_gradients()  # what a part that did not fit has left
-        for moves in batch:
-            for part in moves.split(size):
-                density = self._log_density(model, trajectory, part.step, part.rows, part.condition)
-                loss = clipped_objective(density - part.log_density, part.advantage, self.settings.clip)
-                (loss * (len(part.rows) / len(moves.rows) / len(batch))).backward()
+        for part in moves.split(size):
+            ratio = self._log_density(model, trajectory, part) - part.log_density
+            loss = clipped_objective(ratio, part.advantage, self.settings.clip)
+            (loss * (len(part.rows) / len(moves.rows))).backward()
         return size
 
-    def _log_density(
-        self,
-        model: Callable[..., Tensor],
-        trajectory: Trajectory,
-        step: int,
-        rows: Tensor,
-        condition: dict[str, Tensor],
-    ) -> Tensor:
-        """Of the step that rows (b,) of a trajectory took, under the policy; (b,)."""
-        t, s = trajectory.t[step].item(), trajectory.s[step].item()
-        mean, tau = self._update(model, condition).transition(trajectory.before[step, rows], t, s)
-        return log_density(trajectory.after[step, rows], mean, tau)
+    def _log_density(self, model: Callable[..., Tensor], trajectory: Trajectory, moves: Moves) -> Tensor:
+        """Of what the rollouts did in their steps, under the policy; (b,)."""
+        device, steps = self.compute.device, moves.steps
+        place = steps.to(device), moves.rows
+        t, s = trajectory.t[steps].to(device), trajectory.s[steps].to(device)
+        mean, tau = self._update(model, moves.condition).transition(trajectory.before[place], t, s)
+        return log_density(trajectory.after[place], mean, tau)
 
     def _update(self, model: Callable[..., Tensor], condition: dict[str, Tensor]) -> Ddim:
         return Ddim(self.task.denoiser(model, condition), self.task.path, self.sampler.eta)

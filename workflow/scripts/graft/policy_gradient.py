@@ -68,12 +68,14 @@ def draw_trajectory(update: Ddim, noise: Tensor, times: Sequence[float], normal:
     return Trajectory(before, after, t, s, density, x_0=x)
 
 
-def log_density(x: Tensor, mean: Tensor, tau: float) -> Tensor:
+def log_density(x: Tensor, mean: Tensor, tau: float | Tensor) -> Tensor:
     """Log density of N(mean, tau^2 I) at x, both (B, ...), up to a constant: -||x - mean||^2 / (2 tau^2), (B,).
+
+    tau: of the whole batch, or (B,).
 
     In a subspace (centred coordinates, masked atoms) the directions that are left out contribute nothing.
     """
-    return -(x - mean).flatten(1).double().square().sum(dim=1).float() / (2 * tau**2)
+    return (-(x - mean).flatten(1).double().square().sum(dim=1) / (2 * tau**2)).float()
 
 
 def advantages(rewards: Tensor, conditions: Tensor) -> Tensor:

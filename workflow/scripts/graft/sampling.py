@@ -53,19 +53,20 @@ class Ddim:
         mean, tau = self.transition(x, t, s)
         return mean + tau * normal().to(x.dtype) if tau > 0 else mean
 
-    def transition(self, x: Tensor, t: float, s: float) -> tuple[Tensor, float]:
-        """Mean (B, ...) and standard deviation tau of x_s given x_t; tau is 0 at s = 0 and for eta = 0."""
-        alpha_t, alpha_s, sigma_t, sigma_s, sigma_ts = self._levels(t, s)
-        tau = self.eta * sigma_s / sigma_t * sigma_ts
-        x_0 = self.denoise(x, _times(x, t)).to(x.dtype)
-        eps = (x - alpha_t * x_0) / sigma_t
-        return alpha_s * x_0 + max(sigma_s**2 - tau**2, 0) ** 0.5 * eps, tau
+    def transition(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> tuple[Tensor, float | Tensor]:
+        """Mean (B, ...) and standard deviation tau of x_s given x_t; tau is 0 at s = 0 and for eta = 0.
 
-    def _levels(self, *times: float) -> list[float]:
-        t, s = torch.tensor(times, dtype=torch.double)
+        t, s: one time for all of the batch, or (B,) float64, one for each row; tau is alike.
+        """
+        t, s = torch.as_tensor(t, dtype=torch.double), torch.as_tensor(s, dtype=torch.double)
         path = self.path
-        levels = (path.alpha(t), path.alpha(s), path.sigma(t), path.sigma(s), conditional_sigma(path, t, s))
-        return [float(level) for level in levels]
+        sigma_t, sigma_s = path.sigma(t), path.sigma(s)
+        tau = self.eta * sigma_s / sigma_t * conditional_sigma(path, t, s)
+        rest = (sigma_s**2 - tau**2).clamp(min=0).sqrt()
+        alpha_t, sigma_t, alpha_s, rest = (_factor(level, x) for level in (path.alpha(t), sigma_t, path.alpha(s), rest))
+        x_0 = self.denoise(x, t.to(x).expand(len(x))).to(x.dtype)
+        eps = (x - alpha_t * x_0) / sigma_t
+        return alpha_s * x_0 + rest * eps, tau if tau.ndim else tau.item()
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,11 @@ def snapshots(noise: Tensor, stages: Iterable[Stage], normal: Normal | None = No
             x = stage.update(x, t, s, normal)
         states.append(x)
     return states[1:] or [noise]
+
+
+def _factor(level: Tensor, x: Tensor) -> float | Tensor:
+    """A level, or those of the rows (B,), as a factor of x (B, ...)."""
+    return level.to(x).reshape(-1, *[1] * (x.ndim - 1)) if level.ndim else level.item()
 
 
 def _times(x: Tensor, t: float) -> Tensor:
