@@ -1,4 +1,5 @@
 import math
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -250,6 +251,25 @@ def test_smiles_are_those_of_the_molecules(embedded):
     molecules = [*embedded, benzene(1), methane()]
     expected = [Chem.MolToSmiles(Chem.AddHs(Chem.MolFromSmiles(s))) for s in [*SMILES, "c1ccccc1", "C"]]
     assert canonical_smiles(*pad(molecules)) == expected
+
+
+def test_many_molecules_are_shared_out_among_processes(embedded, monkeypatch):
+    """With the answers in order, those of invalid molecules too."""
+    positions, numbers, mask = (torch.cat([torch.as_tensor(part)] * 3) for part in pad(embedded))
+    positions = positions.clone()
+    positions[4, 0] = torch.nan
+    alone, processes = canonical_smiles(positions, numbers, mask), []
+
+    def counted(workers, **settings):
+        processes.append(workers)
+        return ProcessPoolExecutor(workers, **settings)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(graft.metrics.molecules, "MANY_MOLECULES", 8)
+    monkeypatch.setattr(graft.metrics.molecules, "ProcessPoolExecutor", counted)
+    assert canonical_smiles(positions, numbers, mask) == alone
+    assert processes == [2]
+    assert [row for row, smiles in enumerate(alone) if smiles is None] == [4]
 
 
 def test_molecule_for_rdkit_has_the_bonds():

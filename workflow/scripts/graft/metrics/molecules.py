@@ -14,6 +14,8 @@ piece; a lone atom is in one piece, is not stable, and is valid (RDKit completes
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +29,12 @@ from graft.errors import UserError
 from graft.metrics.bond_table import ATOMIC_NUMBER, LENGTH, MARGIN, VALENCY
 
 Array = Tensor | np.ndarray
+
+Graph = tuple[np.ndarray, np.ndarray]
+"""A molecule's atomic numbers (n,) and bond orders (n, n)."""
+
+MANY_MOLECULES = 2048
+"""From so many on their SMILES are worth several processes, which take a tenth of a second to start."""
 
 PAIRS_PER_BLOCK = 2**17
 """Pairs of atoms whose distances are computed at a time: a few MB, which stay in a processor's cache."""
@@ -142,16 +150,8 @@ def to_rdkit(atomic_numbers: Array, orders: Array) -> Chem.RWMol | None:
 
 
 def rdkit_molecules(positions: Array, atomic_numbers: Array, mask: Array) -> Iterator[Chem.RWMol | None]:
-    """Each molecule of the batch with its table's bonds, see `to_rdkit`; None where it is invalid.
-
-    An atom whose position is not finite makes its molecule invalid: RDKit would fill the bonds that it lacks.
-    """
-    batch = _batch(positions, atomic_numbers, mask)
-    placed = (batch.positions.isfinite().all(dim=-1) | ~batch.mask).all(dim=1).tolist()
-    orders = bond_orders(*batch).cpu().numpy()
-    numbers, mask = batch.atomic_numbers.cpu().numpy(), batch.mask.cpu().numpy()
-    for number, order, real, sound in zip(numbers, orders, mask, placed, strict=True):
-        yield to_rdkit(number[real], order[real][:, real]) if sound else None
+    """Each molecule of the batch with its table's bonds, see `to_rdkit`; None where it is invalid."""
+    return (graph and to_rdkit(*graph) for graph in _graphs(_batch(positions, atomic_numbers, mask)))
 
 
 def canonical_smiles(positions: Array, atomic_numbers: Array, mask: Array) -> list[str | None]:
@@ -159,9 +159,19 @@ def canonical_smiles(positions: Array, atomic_numbers: Array, mask: Array) -> li
 
     The same for any order, rotation and translation of the atoms: of several largest fragments, where EDM takes the one
     that comes first, it is the one with the least SMILES. As in EDM hydrogens are written out: without them a molecule
-    that lacks one could not be told from the complete one, because RDKit would add it.
+    that lacks one could not be told from the complete one, because RDKit would add it. Many molecules are shared out
+    among as many processes as torch may use threads.
     """
-    return [largest_fragment(molecule) for molecule in rdkit_molecules(positions, atomic_numbers, mask)]
+    graphs, workers = list(_graphs(_batch(positions, atomic_numbers, mask))), torch.get_num_threads()
+    if workers == 1 or len(graphs) < MANY_MOLECULES:
+        return [_smiles(graph) for graph in graphs]
+    # Forked, as a job's script would run again in a process that starts anew; the forks touch neither torch nor a GPU.
+    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+        return list(pool.map(_smiles, graphs, chunksize=MANY_MOLECULES // 8))
+
+
+def _smiles(graph: Graph | None) -> str | None:
+    return graph and largest_fragment(to_rdkit(*graph))
 
 
 def largest_fragment(molecule: Chem.Mol | None) -> str | None:
@@ -214,6 +224,18 @@ def _batch(positions: Array, atomic_numbers: Array, mask: Array) -> Batch:
             f"{sorted(ATOMIC_NUMBER.values())}; leave out molecules with other elements"
         )
     return Batch(positions, atomic_numbers, mask)
+
+
+def _graphs(batch: Batch) -> Iterator[Graph | None]:
+    """Each molecule without padding; None for one with an atom whose position is not finite.
+
+    RDKit would fill the bonds that such an atom lacks.
+    """
+    placed = (batch.positions.isfinite().all(dim=-1) | ~batch.mask).all(dim=1).tolist()
+    orders = bond_orders(*batch).cpu().numpy()
+    numbers, mask = batch.atomic_numbers.cpu().numpy(), batch.mask.cpu().numpy()
+    for number, order, real, sound in zip(numbers, orders, mask, placed, strict=True):
+        yield (number[real], order[real][:, real]) if sound else None
 
 
 def _bonds(batch: Batch) -> Bonds:
