@@ -12,6 +12,10 @@ def is_plain(method: Mapping[str, Any]) -> bool:
     return bool(method.get("rule")) and not method["deduplicate"] and not method.get("anchored")
 
 
+POLICY_GRADIENT_LENGTH = 3
+"""How many other methods take as long: a policy gradient draws its own rollouts, again and again."""
+
+
 @dataclass(frozen=True)
 class RewardPlan:
     """The plan of one seed, from a setting's configuration.
@@ -62,9 +66,17 @@ class RewardPlan:
 
     @property
     def groups(self) -> dict[str, list[str]]:
-        """Names of the methods of each group; the base is a group of its own and not among them."""
-        jobs, names = self.setting["fine_tuning"]["jobs"], list(self.methods)
-        return {f"jobs{number}": names[number::jobs] for number in range(min(jobs, len(names)))}
+        """Names of the methods of each group, all about as long; the base is a group of its own and not among them."""
+        groups: list[list[str]] = [[] for _ in range(min(self.setting["fine_tuning"]["jobs"], len(self.methods)))]
+        lengths = [0] * len(groups)
+        for name in sorted(self.methods, key=self._length, reverse=True):
+            shortest = lengths.index(min(lengths))
+            groups[shortest].append(name)
+            lengths[shortest] += self._length(name)
+        return {f"jobs{number}": names for number, names in enumerate(groups)}
+
+    def _length(self, name: str) -> int:
+        return POLICY_GRADIENT_LENGTH if "iterations" in self.methods[name] else 1
 
     @property
     def rounds(self) -> int:
