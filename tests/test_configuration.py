@@ -231,7 +231,7 @@ def test_unknown_asset_names_the_nearest(config, digits, assets):
     [
         ("methods.graft.cut", 1.0, "1.0 is greater than or equal to the maximum of 1"),
         ("methods.graft.rule.k", 0, "0 is less than the minimum of 1"),
-        ("methods.ddpo.batch_size", 126, "126 is not a multiple of 4"),
+        ("methods.ddpo.batch_size", 0, "0 is less than the minimum of 1"),
         ("tuning.learning_rates", [1e-3, 1e-3], "[0.001, 0.001] has non-unique elements"),
         ("evaluation.levels.0", 1.1, "1.1 is greater than the maximum of 1"),
     ],

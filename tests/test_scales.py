@@ -254,6 +254,13 @@ def test_gpu_scale_reads_the_public_files(gpu):
     assert read_json(folder / "cifar10/data/data.json")["note"] is None
 
 
+def test_a_base_of_another_setting_is_trained_first(gpu):
+    own, rounds = (f"results/gpu/molecules/{setting}/base" for setting in ("qm9", "qm9_rounds"))
+    done = gpu.run(rounds, arguments=["--dry-run"])
+    assert done.returncode == 0, done.stderr
+    assert f"{own}, results/gpu/molecules/qm9/base_timing.json" in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [

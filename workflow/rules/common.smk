@@ -74,9 +74,12 @@ def task_setting(leaf, task="images"):
 def pretrained_files(wildcards):
     """The files of a base that diffusers saved, so that others in their place rerun what follows.
 
-    None if the base is trained here, or if there are none: the job says what is missing.
+    Or the base of another setting, which is trained first. None if the base is trained here, or if there are none: the
+    job says what is missing.
     """
-    folder = task_setting("base/pretrained")(wildcards)
+    folder = task_setting("base/pretrained")(wildcards) or ""
+    if folder.startswith(f"{RESULTS}/"):
+        return [folder]
     return saved_files(folder) if folder else []
 
 

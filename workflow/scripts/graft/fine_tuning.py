@@ -206,8 +206,12 @@ class PolicyGradient:
         moves = Moves(there, steps, part, advantage[rows].to(self.compute.device), density)
         if self.compute.precision == "fp32":
             return moves
-        with torch.no_grad():
-            return replace(moves, log_density=self._log_density(model, trajectory, moves))
+
+        @torch.no_grad()
+        def density_in(parts: int) -> Tensor:
+            return torch.cat([self._log_density(model, trajectory, part) for part in moves.split(parts)])
+
+        return replace(moves, log_density=self.compute.fitting(density_in, size))
 
     def _backward(
         self,

@@ -64,7 +64,7 @@ class Ddim:
         tau = self.eta * sigma_s / sigma_t * conditional_sigma(path, t, s)
         rest = (sigma_s**2 - tau**2).clamp(min=0).sqrt()
         alpha_t, sigma_t, alpha_s, rest = (_factor(level, x) for level in (path.alpha(t), sigma_t, path.alpha(s), rest))
-        x_0 = self.denoise(x, t.to(x).expand(len(x))).to(x.dtype)
+        x_0 = self.denoise(x, t.to(x) if t.ndim else _times(x, t.item())).to(x.dtype)
         eps = (x - alpha_t * x_0) / sigma_t
         return alpha_s * x_0 + rest * eps, tau if tau.ndim else tau.item()
 
@@ -123,4 +123,5 @@ def _factor(level: Tensor, x: Tensor) -> float | Tensor:
 
 
 def _times(x: Tensor, t: float) -> Tensor:
+    # Filled on the device: a copy from the CPU would wait for all that the device has to do.
     return torch.full((len(x),), t, device=x.device, dtype=x.dtype)
