@@ -66,13 +66,18 @@ class RewardPlan:
 
     @property
     def groups(self) -> dict[str, list[str]]:
-        """Names of the methods of each group, all about as long; the base is a group of its own and not among them."""
+        """Names of the methods of each group, in the order of the configuration; all groups take about as long.
+
+        The base is a group of its own and not among them.
+        """
         groups: list[list[str]] = [[] for _ in range(min(self.setting["fine_tuning"]["jobs"], len(self.methods)))]
         lengths = [0] * len(groups)
         for name in sorted(self.methods, key=self._length, reverse=True):
             shortest = lengths.index(min(lengths))
             groups[shortest].append(name)
             lengths[shortest] += self._length(name)
+        place = list(self.methods).index
+        groups = sorted((sorted(names, key=place) for names in groups), key=lambda names: place(names[0]))
         return {f"jobs{number}": names for number, names in enumerate(groups)}
 
     def _length(self, name: str) -> int:
