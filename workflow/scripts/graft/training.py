@@ -93,10 +93,8 @@ def train(
     state = TrainingState(model, settings, identity=f"{identity} seed{seed} run{run} {json.dumps(asdict(settings))}")
     first = state.load(checkpoint)
     # The shapes stay: strata's are compiled each for itself rather than once for any.
-    network, strata = (
-        compute.compile(model, dynamic=False),
-        [[resident(a, compute) for a in arrays] for arrays in strata],
-    )
+    network = compute.compile(model, dynamic=False)
+    strata = [[resident(array, compute) for array in arrays] for arrays in strata]
     rows = sum(len(arrays[0]) for arrays in strata)
     running, count = torch.zeros((), device=compute.device), 0
     every = max(1, min(settings.steps // LOG_POINTS, LOG_STEPS))
