@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from graft.compute import Compute
 from graft.errors import UserError
+from graft.muon import BatchedMuon
 from graft.progress import progress
 from graft.seeding import Draw, generator
 from graft.shards import ShardedTensor, TensorFile, write_tensors
@@ -195,7 +196,7 @@ def muon(model: nn.Module, parameters: list[nn.Parameter], rate: float) -> list[
     chosen = {id(matrix) for matrix in matrices}
     others = [parameter for parameter in parameters if id(parameter) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        BatchedMuon(matrices, lr=rate),
         *adamw(model, others, rate),
     ]
 
