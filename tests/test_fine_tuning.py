@@ -233,6 +233,25 @@ def test_policy_gradient_leaves_the_averaged_weights_frozen(cpu, tmp_path):
     assert not network.mean.requires_grad
 
 
+def test_what_a_step_did_counts_by_its_noise(cpu, tmp_path, monkeypatch):
+    """Of a reward with two values, as often the one as the other, advantages are 1 and -1: what is left are weights."""
+    seen = set()
+
+    def noted(log_ratio, advantage, clip):
+        seen.update(advantage.abs().tolist())
+        return clipped_objective(log_ratio, advantage, clip)
+
+    def alternating(x_0, condition):
+        return torch.arange(len(x_0)) // 2 % 2  # the conditions alternate by themselves
+
+    monkeypatch.setattr(graft.fine_tuning, "clipped_objective", noted)
+    improve(cpu, tmp_path / "checkpoint.safetensors", alternating, PolicySettings(**{**vars(POLICY), "iterations": 1}))
+    drawing = SAMPLER.times[:-2]  # the last step draws nothing
+    variances = [Line.path.sigma(torch.tensor(t)).item() ** 2 for t in drawing]
+    mean = sum(variances) / len(variances)
+    assert sorted(seen) == pytest.approx(sorted(variance / mean for variance in variances), rel=1e-5)
+
+
 def test_importance_ratios_are_one_until_the_policy_has_moved(cpu, tmp_path, monkeypatch):
     """They compare the policy with the one that drew, for the same rollouts under their own conditions."""
     ratios = []

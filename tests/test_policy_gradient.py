@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from graft.paths import PATHS
-from graft.policy_gradient import advantages, clipped_objective, draw_trajectory, log_density
+from graft.policy_gradient import advantages, clipped_objective, draw_trajectory, log_density, step_weights
 from graft.sampling import Ddim, Stage, sample, uniform_times
 
 
@@ -174,6 +174,15 @@ def test_gradient_of_a_one_step_gaussian(path, eta):
     expected = (slopes[0] * 2 + slopes[1]) / 3
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
     assert expected.norm() > 0.3
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_steps_are_weighted_by_their_noise(path):
+    t = torch.tensor([1.0, 0.6, 0.05], dtype=torch.float64)
+    weights = step_weights(path, t)
+    assert weights.dtype == torch.float32
+    assert weights.mean().item() == pytest.approx(1)
+    torch.testing.assert_close(weights / weights[0], (path.sigma(t) / path.sigma(t[0])).square().float())
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from graft.compute import Compute
 from graft.errors import UserError
 from graft.objectives import Anchor, FocusedTimes
-from graft.policy_gradient import Trajectory, advantages, clipped_objective, draw_trajectory, joined, log_density
+from graft.policy_gradient import (
+    Trajectory,
+    advantages,
+    clipped_objective,
+    draw_trajectory,
+    joined,
+    log_density,
+    step_weights,
+)
 from graft.progress import progress
 from graft.rollouts import SamplerSettings
 from graft.sampling import Ddim
@@ -78,9 +86,10 @@ class PolicySettings:
 
 @dataclass(frozen=True)
 class Moves:
-    """Steps of rollouts: of which trajectory (b,) which step (b,), with its rollout's condition and advantage (b,).
+    """Steps of rollouts: of which trajectory (b,) which step (b,), with its rollout's condition.
 
-    log_density: (b,), under the policy before the update that they are for.
+    advantage: (b,), the rollout's, times the step's weight. log_density: (b,), under the policy before the update that
+    they are for.
     """
 
     rows: Tensor
@@ -203,7 +212,8 @@ class PolicyGradient:
         there = rows.to(self.compute.device)
         part = {name: value[there] for name, value in condition.items()}
         density = trajectory.log_density[steps.to(self.compute.device), there]
-        moves = Moves(there, steps, part, advantage[rows].to(self.compute.device), density)
+        weighted = advantage[rows] * step_weights(self.task.path, trajectory.t)[steps]
+        moves = Moves(there, steps, part, weighted.to(self.compute.device), density)
         if self.compute.precision == "fp32":
             return moves
 

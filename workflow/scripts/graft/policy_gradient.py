@@ -1,7 +1,8 @@
 """DDPO (Black et al. 2024), the paper's baseline: the sampler as a policy, its Gaussian steps as actions.
 
 With eta > 0 each step of `Ddim` draws x_s ~ N(mean(x_t), tau^2 I), so that a trajectory has an exact likelihood. The
-gradient of the expected reward is estimated with importance ratios, clipped as in PPO (Schulman et al. 2017).
+gradient of the expected reward is estimated with importance ratios, clipped as in PPO (Schulman et al. 2017). Steps are
+weighted by their noise, which the paper does not do; see `step_weights`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from graft.errors import UserError
+from graft.paths import NoiseSchedule
 from graft.sampling import Ddim, Normal
 
 LARGEST_LOG_RATIO = 20.0
@@ -76,6 +78,17 @@ def log_density(x: Tensor, mean: Tensor, tau: float | Tensor) -> Tensor:
     In a subspace (centred coordinates, masked atoms) the directions that are left out contribute nothing.
     """
     return (-(x - mean).flatten(1).double().square().sum(dim=1) / (2 * tau**2)).float()
+
+
+def step_weights(path: NoiseSchedule, t: Tensor) -> Tensor:
+    """Weights (K,) float32 of the steps from times t (K,) in the objective: sigma_t^2 over its mean.
+
+    In the plain sum over steps those near the data drown all others: the densities' gradients grow as the noise falls,
+    though these steps decide little of the reward. Any positive weights leave each step's direction of ascent as it is
+    (TempFlow-GRPO, He et al. 2025, arXiv 2508.04324, weights by the noise as well).
+    """
+    variance = path.sigma(t).square()
+    return (variance / variance.mean()).float()
 
 
 def advantages(rewards: Tensor, conditions: Tensor) -> Tensor:
