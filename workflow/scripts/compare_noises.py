@@ -5,7 +5,7 @@ import torch
 
 from graft.chain_links import Flow, load_correctors
 from graft.jobs import compute_of, run
-from graft.metrics.images import frechet_distance
+from graft.metrics.frechet import frechet_distance
 from graft.metrics.two_sample import Pairs, matched_normal, removed_share, tell_apart
 from graft.noise_correction import DATA, Chain, chains
 from graft.progress import progress

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 import torch_fidelity
 from torch import Tensor
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 from torch_fidelity.utils import create_feature_extractor
 
 from graft.compute import Compute
 from graft.errors import UserError
+from graft.metrics.frechet import frechet_distance
 from graft.networks.classifier import ImageClassifier
 from graft.networks.saved import load_saved
 from graft.seeding import Draw, random_rows
@@ -106,9 +106,3 @@ def distances(samples: Tensor, reference: Tensor, *, seed: int, precision_recall
         "precision": prc[KEY_METRIC_PRECISION],
         "recall": prc[KEY_METRIC_RECALL],
     }
-
-
-def frechet_distance(samples: Tensor, reference: Tensor) -> float:
-    """The Frechet distance of Gaussians with the moments of features (n, d) and of reference features (m, d)."""
-    statistics = [fid_features_to_statistics(features) for features in (samples, reference)]
-    return fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]

@@ -19,7 +19,7 @@ from graft import layout_formats
 from graft.compute import Compute
 from graft.errors import UserError
 from graft.layout_formats import CLASSES
-from graft.metrics.images import frechet_distance
+from graft.metrics.frechet import frechet_distance
 from graft.metrics.layouts import alignment, maximum_iou, overlap
 from graft.networks.layout_features import LayoutFeatures
 from graft.networks.saved import load_saved
