@@ -1,8 +1,7 @@
-"""Figure of what the methods rest on, a row of panels for each statement."""
+"""Figure of what the methods rest on: the panels of each statement, one after another."""
 
 import math
 
-import numpy as np
 import pandas as pd
 from matplotlib import pyplot
 
@@ -30,26 +29,23 @@ def main(job):
     cuts = [(names, rows) for names, rows in cuts if names != BRANCHED]  # beside the truth in the table
     plane = part["noise"]["task"] == "mixture"
     tests = list(part["noise"][~plane].groupby(["task", "setting"], sort=False))
-    heights = [1, rows_of(len(cuts) + 1), rows_of(1 + len(tests))]
-    figure, panels = pyplot.subplots(sum(heights), COLUMNS, figsize=(13, 3.7 * sum(heights)), layout="constrained")
-    laws, middle, last = (rows.ravel() for rows in np.split(panels, np.cumsum(heights)[:-1]))
-    draw_frontier(laws[0], frontier)
-    draw_laws(laws[1], part["rejection"])
-    draw_divergences(laws[2], part["rejection"])
-    for axes, ((task, setting), rows) in zip(middle, cuts, strict=False):
+    rows = math.ceil((3 + len(cuts) + 1 + 1 + len(tests)) / COLUMNS)
+    figure, panels = pyplot.subplots(rows, COLUMNS, figsize=(13, 3.7 * rows), layout="constrained")
+    panel = iter(panels.ravel())
+    draw_frontier(next(panel), frontier)
+    draw_laws(next(panel), part["rejection"])
+    draw_divergences(next(panel), part["rejection"])
+    of_cuts = [next(panel) for _ in cuts]
+    for axes, ((task, setting), found) in zip(of_cuts, cuts, strict=True):
         plain = job.params.plain.get(task, {}).get(setting)
-        draw_cuts(axes, *curves_and_gains(rows, plain), title=f"{task}: {setting}")
-    draw_key(middle[len(cuts)], middle[0])
-    draw_plane(last[0], part["noise"][plane])
-    for axes, ((task, setting), rows) in zip(last[1:], tests, strict=False):
-        draw_two_sample_tests(axes, rows, f"{task}: {setting}")
-    for axes in panels.ravel():
-        axes.set_visible(axes.has_data() or axes.get_legend() is not None)
+        draw_cuts(axes, *curves_and_gains(found, plain), title=f"{task}: {setting}")
+    draw_key(next(panel), of_cuts[0])
+    draw_plane(next(panel), part["noise"][plane])
+    for (task, setting), found in tests:
+        draw_two_sample_tests(next(panel), found, f"{task}: {setting}")
+    for axes in panel:
+        axes.set_visible(False)
     save(figure, job.output.png, job.output.pdf)
-
-
-def rows_of(panels):
-    return math.ceil(panels / COLUMNS)
 
 
 def curves_and_gains(rows, plain):
