@@ -223,7 +223,7 @@ def test_what_one_run_has_trained_serves_another(finished, tmp_path):
     base = {**DRAWN["base"], "pretrained": str(own / "base")}
     judges = {**DRAWN["judges"], "pretrained": {"features": str(own / "judges/features")}}
     checkout, settings = LayoutCheckout(tmp_path), {"drawn": {**DRAWN, "base": base, "judges": judges}}
-    assert "train_layout_features" not in checkout.planned(*TARGETS, settings=settings)
+    assert "train_judges" not in checkout.planned(*TARGETS, settings=settings)
     done = checkout.run(f"{FOLDER.format('drawn')}/base", settings=settings)
     assert done.returncode == 0, done.stderr[-5000:]
     weights = "base/diffusion_pytorch_model.safetensors"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import test_vqascore
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from snakemake.iocontainers import InputFiles, OutputFiles, Params
@@ -185,6 +186,8 @@ def write_prompts(folder, images, captions, held_out):
 def run_script(repository):
     """Runs `train_judges.py` for some steps in a folder, and returns the folder of the judges."""
     deterministic = torch.are_deterministic_algorithms_enabled()
+    settings = yaml.safe_load((repository / "config/config.yaml").read_text())["text_to_image"]["settings"]
+    points = settings["digits"]["points"]
 
     def run(folder, steps):
         training = {"steps": steps, **SETTINGS}
@@ -194,11 +197,13 @@ def run_script(repository):
             resources={"gpu": 0},
             log=[str(folder / "log")],
             config={"compute": {"smaller_batches": False}},
+            wildcards=SimpleNamespace(task="text_to_image"),
             input=InputFiles(fromdict={"data": str(folder / "data")}),
             output=OutputFiles(toclone=[str(folder / "judges")]),
             params=Params(
                 fromdict={
                     "seed": 7,
+                    "points": points,
                     "checkpoints": str(folder / "checkpoints"),
                     "network": {
                         "scorer": {"widths": [16, 48], "features": 128},

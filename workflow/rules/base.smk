@@ -1,4 +1,4 @@
-# Needs: an asset. Makes: the prepared data and the base model of each setting, whatever the task.
+# Needs: an asset. Makes: the prepared data of each setting, its base model and its judges, whatever the task.
 
 
 rule prepare_data:
@@ -57,3 +57,32 @@ rule train_base:
         code=task_code("train_base.py"),
     script:
         "../scripts/train_base.py"
+
+
+rule train_judges:
+    input:
+        data="<results>/{task}/{setting}/data",
+    output:
+        directory("<results>/{task}/{setting}/judges"),
+    log:
+        "<logs>/train_judges/{task}_{setting}.log",
+    benchmark:
+        "<benchmarks>/train_judges/{task}_{setting}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: config["compute"]["threads"]["base"]
+    resources:
+        gpu=config["compute"]["gpu"],
+        mem_mb=3000,
+        runtime=720,
+    params:
+        checkpoints=f"{RESULTS}/{{task}}/{{setting}}/checkpoints/judges",
+        seed=config["base_seed"],
+        points=task_setting("points"),
+        network=task_setting("judges/network"),
+        training=task_setting("judges/training"),
+        precision=config["compute"]["precision"],
+        compile=config["compute"]["compile"],
+        code=task_code("train_judges.py"),
+    script:
+        "../scripts/train_judges.py"

@@ -1,5 +1,4 @@
-# Needs: the data. Makes: the autoencoder of a text-to-image base, and the judges of its pictures, where the workflow
-# trains them.
+# Needs: the data. Makes: the autoencoder of a text-to-image base, where the workflow trains it, and other models' pictures.
 
 
 rule train_autoencoder:
@@ -29,34 +28,6 @@ rule train_autoencoder:
         code=code("train_autoencoder.py"),
     script:
         "../scripts/train_autoencoder.py"
-
-
-rule train_judges:
-    input:
-        data="<results>/text_to_image/{setting}/data",
-    output:
-        directory("<results>/text_to_image/{setting}/judges"),
-    log:
-        "<logs>/train_judges/{setting}.log",
-    benchmark:
-        "<benchmarks>/train_judges/{setting}.tsv"
-    conda:
-        "../../envs/torch.yaml"
-    threads: config["compute"]["threads"]["base"]
-    resources:
-        gpu=config["compute"]["gpu"],
-        mem_mb=3000,
-        runtime=720,
-    params:
-        checkpoints=f"{RESULTS}/text_to_image/{{setting}}/checkpoints/judges",
-        seed=config["base_seed"],
-        network=task_setting("judges/network", "text_to_image"),
-        training=task_setting("judges/training", "text_to_image"),
-        precision=config["compute"]["precision"],
-        compile=config["compute"]["compile"],
-        code=code("train_judges.py"),
-    script:
-        "../scripts/train_judges.py"
 
 
 rule draw_comparison:

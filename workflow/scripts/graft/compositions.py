@@ -77,6 +77,9 @@ class Composition:
         }[self.kind]
 
 
+WORDS = ["a", *COLOURS, *DIGITS, *" ".join(RELATIONS).split()]
+"""All that captions are made of: the vocabulary of a base, and of judges, that are trained here."""
+
 OBJECTS = tuple(product(COLOURS, range(len(DIGITS))))
 
 SINGLES = [Composition((single,), None) for single in OBJECTS]

@@ -6,7 +6,10 @@ Every task can be trained as a base model:
     training_data(folder): those arrays of a prepared folder, as the loss takes them, in one part or several (strata).
     build_network(settings, seed, run), load_network(folder): diffusers models.
     loss(network, *batch, generator): the base's training loss of one batch, a scalar.
-A task whose samples have rewards has more; see `graft.tasks.sets` and `graft.tasks.molecules`.
+A task whose samples have rewards has more; see `graft.tasks.sets` and `graft.tasks.molecules`. One with `JUDGES` has
+    train_judges(data, network, training, seed, compute, fit): trains them, where the configuration names no pretrained
+    ones, and returns their accuracies for the record. fit(name, network, arrays, loss, training, run) trains one under
+    its name and number of a random stream, and saves it.
 """
 
 from __future__ import annotations

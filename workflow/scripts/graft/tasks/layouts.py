@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,11 +21,11 @@ from graft.errors import UserError
 from graft.layout_formats import CLASSES
 from graft.metrics.frechet import frechet_distance
 from graft.metrics.layouts import alignment, maximum_iou, overlap
-from graft.networks.layout_features import LayoutFeatures
+from graft.networks.layout_features import LayoutFeatures, layout_features_loss, tells_disturbed
 from graft.networks.saved import load_saved
 from graft.objectives import FocusedTimes
 from graft.rewards import load_reward, per_sample
-from graft.seeding import Draw, chunked_rows, generator
+from graft.seeding import Draw, chunked_rows, drawn_weights, generator
 from graft.shards import ShardedTensor, load_prepared
 from graft.tasks.sets import Condition, SetTask
 
@@ -35,7 +35,11 @@ EDGE_SCALE = 4.0
 GRID = 127
 """Two pages are the same if their edges are on a grid of so many steps, that of PubLayNet's text format."""
 
-COLOURS = {"text": "#4e79a7", "title": "#e15759", "list": "#59a14f", "table": "#f28e2b", "figure": "#b07aa1"}
+COLOURS = {"text": "#f67088", "title": "#ad9c31", "list": "#33b07a", "table": "#38a8c5", "figure": "#cc79f4"}
+"""Those of LayoutGAN++'s figures (Kikuchi et al. 2021): as many evenly spaced hues of HUSL as there are classes."""
+
+JUDGES_RUN = 1
+"""Number of the judge's stream of random numbers."""
 
 PICTURE = (106, 150)
 """Width and height in pixels of a drawn page, in the proportions of paper."""
@@ -192,6 +196,16 @@ class Layouts(SetTask):
         edges = torch.cat([centre - half, centre + half], dim=-1)
         rounded = torch.cat([samples.classes[..., None], (edges * GRID).round().long()], dim=-1)
         return [str(sorted(page[page[:, 0] > 0].tolist())) for page in rounded]
+
+    def train_judges(
+        self, data: str | Path, network: dict, training: dict, seed: int, compute: Compute, fit: Callable
+    ) -> dict[str, float]:
+        """Train the network whose features FD is on, on the training pages; what it tells of the held-out ones."""
+        with drawn_weights(seed, JUDGES_RUN):
+            judge = LayoutFeatures(classes=len(CLASSES), **network)
+        fit("features", judge, list(pages(data, held_out=False)), layout_features_loss, training, run=JUDGES_RUN)
+        held_out = (part.to(compute.device) for part in pages(data, held_out=True))
+        return tells_disturbed(judge, *held_out, generator(seed, Draw.REFERENCE, device=compute.device))
 
     def reference(self, data: str | Path, judges: dict[str, Any], compute: Compute) -> dict[str, Any]:
         """What `metrics` measures against: the held-out pages, and the network whose features FD is on.

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from graft import prompt_formats
-from graft.compositions import COLOURS, DIGITS, RELATIONS, correct, parse
+from graft.compositions import WORDS, correct, parse
 from graft.compute import Compute
 from graft.errors import UserError
 from graft.metrics.judges import load_judge
@@ -33,6 +33,7 @@ from graft.networks.stable_diffusion import (
 )
 from graft.objectives import Anchor, FocusedTimes, noise_prediction, stratified_times
 from graft.paths import StableDiffusionPath
+from graft.picture_judges import Composed, train_picture_judges
 from graft.rewards import load_reward, per_sample
 from graft.sampling import Denoiser
 from graft.seeding import Draw, generator
@@ -42,9 +43,6 @@ logger = logging.getLogger(__name__)
 
 Condition = dict[str, Tensor]
 """What a sample is conditioned on: `prompt` (B,) int64, its number in the `PromptTable` of the data."""
-
-WORDS = ["a", *COLOURS, *DIGITS, *" ".join(RELATIONS).split()]
-"""All that the captions of compositions are made of: the vocabulary of a base that is trained here."""
 
 PIXELS = 2**21
 """Of pictures that an autoencoder decodes at a time: 8 of 512 x 512, which take it some 20 GB."""
@@ -318,6 +316,14 @@ class TextToImage:
     def sample_keys(self, samples: Pictures) -> list[str | None]:
         """What makes two samples the same; no two pictures are."""
         return [None] * len(samples.captions)
+
+    def train_judges(
+        self, data: str | Path, network: dict, training: dict, seed: int, compute: Compute, fit: Callable
+    ) -> dict[str, Any]:
+        """Train a scorer for the reward, another for evaluation, and a digit classifier; see `train_picture_judges`."""
+        images, captions, held_out = (load_prepared(data, name)[:] for name in ("images", "captions", "held_out"))
+        pictures = Composed(images, [parse(caption) for caption in texts(captions.numpy())], held_out)
+        return train_picture_judges(pictures, network, training, seed, compute, fit)
 
     def reference(self, data: str | Path, judges: dict[str, Any], compute: Compute) -> dict[str, Any]:
         """What `metrics` measures with: the evaluating scorer, the classifier of digits where there is one, on what."""
