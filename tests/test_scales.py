@@ -22,6 +22,7 @@ from test_workflow import REPOSITORY, TINY_DDPO, TINY_TRAINING, Checkout, merged
 
 from graft.files import read_json
 from graft.tasks.images import Images, load_images
+from graft.tasks.layouts import pages
 from graft.tasks.text_to_image import prompt_table
 
 CPU = {"gpu": 0, "precision": "fp32", "compile": False, "threads": {"default": 1, "base": 1}}
@@ -252,6 +253,23 @@ def test_gpu_scale_reads_the_public_files(gpu):
     assert (load_images(folder / "cifar10/data")[:].numpy() == images).all()
     assert (load_images(folder / "cifar10/data", "labels")[:].numpy() == labels).all()
     assert read_json(folder / "cifar10/data/data.json")["note"] is None
+
+
+def test_gpu_scale_reads_the_copy_of_publaynet_where_the_labels_are_missing(gpu):
+    lines = [f"text {left} 10 60 20 | figure {left} 30 60 90" for left in range(8)]
+    (gpu.mirror / "publaynet_ltrb_valid.txt").write_text("\n".join([*lines[:5], "text 5 1 5 9"]))
+    (gpu.mirror / "publaynet_ltrb_test.txt").write_text("\n".join(lines[4:]))
+    folders = [f"results/gpu/layouts/{name}/data" for name in gpu.scale["layouts"]["run"]]
+    done = gpu.run(*folders)
+    assert done.returncode == 0, done.stderr
+    for folder in folders:
+        prepared = read_json(gpu.folder / folder / "data.json")
+        assert prepared["note"] == "valid and test of LayoutDiffusion's copy"
+        assert (prepared["count"], prepared["duplicates"], prepared["degenerate_boxes"]) == (8, 1, 1)
+        training, held_out = (pages(str(gpu.folder / folder), held_out=held_out)[0] for held_out in (False, True))
+        assert (len(training), len(held_out)) == (4, 4)
+        edges = (held_out[:, 0, 0] - held_out[:, 0, 2] / 2) * 127
+        assert sorted(edges.round().int().tolist()) == [4, 5, 6, 7]
 
 
 def test_a_base_of_another_setting_is_trained_first(gpu):
