@@ -67,3 +67,18 @@ def test_a_full_memory_ends_the_job_if_nothing_smaller_is_allowed_or_fits(allowe
     with pytest.raises(torch.OutOfMemoryError):
         of_cpu(allowed).fitting(function, 512, 64)
     assert sizes == called
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("bf16", True)])
+def test_tensor_cores_take_float32_only_where_bf16_is_allowed(precision, allowed):
+    """And no longer than they are asked to, whatever happens meanwhile."""
+    compute, seen = Compute(torch.device("cpu"), precision, compiled=False), []
+
+    def fails():
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), compute.tensor_cores():
+        fails()
+    assert seen == [allowed]
+    assert not torch.backends.cuda.matmul.allow_tf32

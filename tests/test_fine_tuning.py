@@ -276,7 +276,7 @@ def test_rollouts_are_drawn_in_the_precision_of_samples_and_likelihoods_are_floa
         return clipped_objective(log_ratio, advantage, clip)
 
     def forward(mean, x, t):
-        seen.append(torch.is_autocast_enabled("cpu"))
+        seen.append((torch.is_autocast_enabled("cpu"), torch.backends.cuda.matmul.allow_tf32))
         return Mean.forward(mean, x, t)
 
     class Seen(Mean):
@@ -290,7 +290,8 @@ def test_rollouts_are_drawn_in_the_precision_of_samples_and_likelihoods_are_floa
     )
     policy.train(tmp_path / "checkpoint.safetensors", "code")
     drawn = 4 * SAMPLER.steps  # in four batches
-    assert seen == [True] * drawn + [False] * 6
+    assert seen == [(True, False)] * drawn + [(False, True)] * 6
+    assert not torch.backends.cuda.matmul.allow_tf32
     assert ratios[0] == 0
     assert ratios[-1] > 0  # the first update has the rate 0
 

@@ -6,8 +6,8 @@ import fcntl
 import logging
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -60,6 +60,16 @@ class Compute:
     def autocast(self) -> AbstractContextManager:
         """Mixed precision for network evaluations; a no-op at fp32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    @contextmanager
+    def tensor_cores(self) -> Iterator[None]:
+        """Where bf16 is allowed but loses too much: float32, whose matrix products round to the ten bits of TF32."""
+        matmul = torch.backends.cuda.matmul
+        before, matmul.allow_tf32 = matmul.allow_tf32, self.precision == "bf16"
+        try:
+            yield
+        finally:
+            matmul.allow_tf32 = before
 
     def compile(self, module: Module, dynamic: bool | None = None) -> Module:
         """The module compiled, or itself. dynamic: see `torch.compile`; by default a second shape makes it true.

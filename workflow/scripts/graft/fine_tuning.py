@@ -111,8 +111,8 @@ class PolicyGradient:
     """DDPO (see `graft.policy_gradient`) for one network, which is changed in place.
 
     Rollouts are drawn in the precision of samples, so that what is rewarded is what will be evaluated. Likelihoods are
-    float32, those of the policy before its update too: they divide by tau^2, which near the data makes rounding in bf16
-    as large as what a step of the policy changes, and the clip would act on that.
+    float32 (`Compute.tensor_cores`), those of the policy before its update too: they divide by tau^2, which near the
+    data makes rounding in bf16 as large as what a step of the policy changes, and the clip would act on that.
     draw_condition(iteration): conditions, on the CPU, of an iteration's rollouts. reward(x_0, condition): (B,) on the
     CPU, NaN where there is none; such rollouts teach nothing. seed, turn: of all that is drawn here.
     """
@@ -148,10 +148,11 @@ class PolicyGradient:
                 raise UserError(f"policy gradient: no rollout of iteration {iteration} has a reward; mend the reward")
             advantage = torch.zeros_like(rewards)
             advantage[known] = advantages(rewards[known], self.task.group(condition).cpu()[known])
-            batches = [self._batch(model, trajectory, advantage, condition, iteration, step) for step in range(every)]
-            for moves in batches:
-                largest = self.compute.fitting(partial(self._backward, state, model, trajectory, moves), largest)
-                state.advance()
+            with self.compute.tensor_cores():
+                batches = [self._batch(model, trajectory, advantage, condition, iteration, i) for i in range(every)]
+                for moves in batches:
+                    largest = self.compute.fitting(partial(self._backward, state, model, trajectory, moves), largest)
+                    state.advance()
             # The loss is minus the expected reward, of which the rollouts are an estimate.
             state.record((iteration + 1) * every, -rewards[known].mean().item())
             state.save(checkpoint, (iteration + 1) * every)
