@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from graft.files import write_json
-from graft.jobs import compute_of, fit, run, task_of
+from graft.jobs import compute_of, fit, task_of
+from graft.jobs import run as run_job
 
 
 def main(job):
@@ -22,4 +23,4 @@ def main(job):
         checkpoint.unlink()
 
 
-run(main, snakemake)
+run_job(main, snakemake)

@@ -31,7 +31,7 @@ class BatchedMuon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update every matrix from its gradient."""
+        """Update every matrix from its gradient, which each must have."""
         for group in self.param_groups:
             shapes = {matrix.shape for matrix in group["params"]}
             for shape in sorted(shapes):
@@ -45,7 +45,7 @@ class BatchedMuon(torch.optim.Optimizer):
         momenta = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         updates = orthogonalised(torch.stack(torch._foreach_lerp(gradients, momenta, MOMENTUM)))
-        rate *= 0.2 * max(matrices[0].shape) ** 0.5
+        rate = rate * 0.2 * max(matrices[0].shape) ** 0.5
         torch._foreach_add_(matrices, list(updates.to(matrices[0].dtype).unbind()), alpha=-rate)
 
 

@@ -2,7 +2,7 @@
 
 With eta > 0 each step of `Ddim` draws x_s ~ N(mean(x_t), tau^2 I), so that a trajectory has an exact likelihood. The
 gradient of the expected reward is estimated with importance ratios, clipped as in PPO (Schulman et al. 2017). Steps are
-weighted by their noise, which the paper does not do; see `step_weights`.
+weighted by their noise, which the paper does not do and which biases that gradient; see `step_weights`.
 """
 
 from __future__ import annotations
@@ -83,9 +83,10 @@ def log_density(x: Tensor, mean: Tensor, tau: float | Tensor) -> Tensor:
 def step_weights(path: NoiseSchedule, t: Tensor) -> Tensor:
     """Weights (K,) float32 of the steps from times t (K,) in the objective: sigma_t^2 over its mean.
 
-    In the plain sum over steps those near the data drown all others: the densities' gradients grow as the noise falls,
-    though these steps decide little of the reward. Any positive weights leave each step's direction of ascent as it is
-    (TempFlow-GRPO, He et al. 2025, arXiv 2508.04324, weights by the noise as well).
+    In the plain sum over steps those near the data drown all others, as the densities' gradients grow when the noise
+    falls. Weights leave each step's direction of ascent as it is and change what the steps are worth to one another: the
+    sum is no longer the unbiased gradient of the expected reward (TempFlow-GRPO, He et al. 2025, arXiv 2508.04324, weights
+    by the noise as well).
     """
     variance = path.sigma(t).square()
     return (variance / variance.mean()).float()
