@@ -14,7 +14,7 @@ from graft.errors import UserError
 BATCH_SIZES = {
     "train_base": "base.training.batch_size",
     "train_autoencoder": "base.autoencoder.training.batch_size",
-    "train_judges": "batch_size in judges.training",
+    "train_judges": "judges.training.batch_size or judges.training.*.batch_size",
     "train_features": "features.training.batch_size",
     "train_correctors": "corrector.training.batch_size",
     "invert_data": "inversion.batch_size",

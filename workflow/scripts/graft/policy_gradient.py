@@ -84,9 +84,9 @@ def step_weights(path: NoiseSchedule, t: Tensor) -> Tensor:
     """Weights (K,) float32 of the steps from times t (K,) in the objective: sigma_t^2 over its mean.
 
     In the plain sum over steps those near the data drown all others, as the densities' gradients grow when the noise
-    falls. Weights leave each step's direction of ascent as it is and change what the steps are worth to one another: the
-    sum is no longer the unbiased gradient of the expected reward (TempFlow-GRPO, He et al. 2025, arXiv 2508.04324, weights
-    by the noise as well).
+    falls. Weights leave each step's direction of ascent as it is and change what steps are worth to one another: their
+    sum is no longer the unbiased gradient of the expected reward (TempFlow-GRPO, He et al. 2025, arXiv 2508.04324,
+    weights by the noise as well).
     """
     variance = path.sigma(t).square()
     return (variance / variance.mean()).float()
