@@ -86,7 +86,9 @@ def arguments(job, rows, statement):
     rows = rows[rows["metric"].isin(statement["metrics"]) & ~(rows["metric"].isin(TUNED) & ~chosen(job, rows))]
     index, places = statement["index"], {name: place for place, name in enumerate(statement["metrics"])}
     rows = rows.assign(place=rows["metric"].map(places), part=rows.groupby(index[:2], sort=False).ngroup())
-    rows = rows.sort_values(["place", "part", *{"level"}.intersection(index)], kind="stable")
+    # Suggestions keep the order of their rules: their level is what they say.
+    order = ["place", "part", "level"] if "level" in index else ["place", "part"]
+    rows = rows.sort_values(order, kind="stable")
     shown = {name: rows[name].map(lambda value: value if isinstance(value, str) else f"{value:g}") for name in index}
     return {"table": rows.assign(ranked=False, **shown), "index": index, "contest": index}
 
