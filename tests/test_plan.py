@@ -48,7 +48,7 @@ def test_the_control_of_an_anchored_method_is_the_base():
 
 
 def test_groups_are_about_as_long_and_have_every_method_once():
-    assert plan(METHODS).groups == {"jobs0": ["self", "self_25", "graft", "pgraft_50"], "jobs1": ["pgraft_25", "ddpo"]}
+    assert plan(METHODS).groups == {"jobs0": ["self", "self_25", "graft", "pgraft_25"], "jobs1": ["pgraft_50", "ddpo"]}
     assert plan(METHODS, fine_tuning={"jobs": 9}).groups.keys() == {f"jobs{number}" for number in range(6)}
     assert plan({}).groups == {}
 
@@ -78,8 +78,8 @@ def test_snapshots_are_branched_at_the_cuts_and_the_levels_for_the_tuning_seed_a
 def test_only_the_snapshots_that_a_selection_needs_are_kept():
     found = plan(METHODS)
     assert found.stops("round1", "base") == {"base": [0.0, 0.25, 0.5]}
-    assert found.stops("round2", "jobs1") == {"pgraft_25": [0.25], "ddpo": [0.0]}
-    assert found.stops("final", "jobs1") == {"pgraft_25": [], "ddpo": []}
+    assert found.stops("round2", "jobs1") == {"pgraft_50": [0.5], "ddpo": [0.0]}
+    assert found.stops("final", "jobs1") == {"pgraft_50": [], "ddpo": []}
 
 
 def test_a_method_takes_the_rate_of_its_best_trial_and_a_control_that_of_what_it_controls():

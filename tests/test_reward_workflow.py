@@ -378,6 +378,14 @@ def test_editing_the_users_reward_scores_again_and_draws_nothing_again(copy):
     assert copy.planned(SELECTED.format("own")) == {"score_rollouts", "select_rollouts"}
 
 
+def test_a_policy_gradient_waits_for_no_rollouts_but_its_own(tmp_path):
+    alone, others = (f"{FOLDER.format('own')}/seed0/round1/{group}/cost.json" for group in ("jobs1", "jobs0"))
+    before = {"fetch_asset", "prepare_data", "train_base", "fine_tune"}
+    checkout = RewardCheckout(tmp_path)
+    assert checkout.planned(alone) == before
+    assert checkout.planned(others) == before | {"draw_rollouts", "score_rollouts", "select_rollouts"}
+
+
 def test_the_tuning_is_one_target_for_each_settings_own_seed(finished):
     done = finished.run("tune", arguments=["--dry-run"])
     assert done.returncode == 0, done.stderr

@@ -222,11 +222,19 @@ def last_tuned(wildcards):
     return [f"{SEED}/round{plan.rounds}/{group}/tuned" for group in plan.groups]
 
 
+def selection_of(wildcards):
+    """What a round of a group is tuned on; none for policy gradients alone, which wait for no rollouts but their own."""
+    selects = plan_of(wildcards).selections(wildcards.group)
+    return [f"{SEED}/round{{round}}/{{group}}/selected.csv"] if selects else []
+
+
 def source_shards(pattern):
-    """The files of all rollout shards that a round of a group selects from."""
+    """The files of all rollout shards that a round of a group selects from; none if it selects from none."""
 
     def of_round(wildcards):
         plan, stage = plan_of(wildcards), f"round{wildcards.round}"
+        if not plan.selections(wildcards.group):
+            return []
         folder = f"{SEED}/{stage}/{plan.source(stage, wildcards.group)}"
         return [f"{folder}/{pattern.format(shard)}" for shard in range(plan.sizes(stage)["shards"])]
 

@@ -5,7 +5,7 @@ rule fine_tune:
     input:
         data="<results>/{task}/{setting}/data",
         base="<results>/{task}/{setting}/base",
-        selected="<results>/{task}/{setting}/seed{seed}/round{round}/{group}/selected.csv",
+        selected=selection_of,
         samples=source_shards("shard{}.safetensors"),
         previous=tuned_before,
         judges=rewarding_judges,

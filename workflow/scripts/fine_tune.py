@@ -20,7 +20,7 @@ from graft.training import TrainingSettings
 
 def main(job):
     task, compute, folder = task_of(job), compute_of(job), Path(job.output.tuned)
-    selected, costs, turn = pd.read_csv(job.input.selected), {}, int(job.wildcards.round)
+    costs, turn = {}, int(job.wildcards.round)
     base = task.load_network(job.input.base, job.input.data, compute.device)
     for name, method in job.params.methods.items():
         started = time.monotonic()
@@ -29,8 +29,7 @@ def main(job):
         if "rule" in method:
             # What the rollouts came from.
             start = task.load_tuned(base, previous) if method.get("anchored") and previous else base
-            rows = selected[selected["method"] == name]
-            costs[name] = by_rejection(job, task, compute, name, method, network, start, rows)
+            costs[name] = by_rejection(job, task, compute, name, method, network, start)
             del start
         else:
             costs[name] = by_policy_gradient(job, task, compute, name, method, network)
@@ -43,13 +42,14 @@ def main(job):
         checkpoint.unlink()
 
 
-def by_rejection(job, task, compute, name, method, network, start, rows):
+def by_rejection(job, task, compute, name, method, network, start):
     """GRAFT, P-GRAFT and the control: denoise towards the accepted snapshots at the method's cut.
 
     start: what anchored methods tell their relearning by.
     """
     sampler, source = SamplerSettings(**job.params.sampler), "base" if int(job.wildcards.round) == 1 else name
-    cut = sampler.index(method["cut"])
+    cut, (selected,) = sampler.index(method["cut"]), map(pd.read_csv, job.input.selected)
+    rows = selected[selected["method"] == name]
     chosen, anchor = torch.tensor(rows["index"].to_numpy()), None
     names = TensorFile(job.input.samples[0]).group("condition")
     condition = {key: ShardedTensor(job.input.samples, f"condition.{key}") for key in names}

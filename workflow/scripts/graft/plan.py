@@ -12,7 +12,7 @@ def is_plain(method: Mapping[str, Any]) -> bool:
     return bool(method.get("rule")) and not method["deduplicate"] and not method.get("anchored")
 
 
-POLICY_GRADIENT_LENGTH = 3
+POLICY_GRADIENT_LENGTH = 4
 """How many other methods take as long: a policy gradient draws its own rollouts, again and again."""
 
 

