@@ -118,9 +118,12 @@ def _title(chain: Chain) -> str:
     return f"{label}\n{chain.base_steps}" + (f"+{chain.corrector_steps}" if chain.corrector_steps else "") + " steps"
 
 
-COLOURS = ["#444444", "#999999", "#0072b2", "#56b4e9", "#009e73", "#8fce9c", "#e69f00", "#d55e00", "#cc79a7", "#f0e442"]
-MARKERS = "osDv^P*Xhd<"
-"""One more than colours, so that the pairs do not come round before the hundred-and-eleventh method."""
+COLOURS = [
+    *("#444444", "#999999", "#0072b2", "#56b4e9", "#009e73", "#8fce9c", "#e69f00", "#d55e00", "#cc79a7", "#f0e442"),
+    *("#882255", "#332288", "#000000"),
+]
+MARKERS = "osDv^P*Xhd<>p8"
+"""One more than colours, so that the pairs do not come round before long."""
 
 
 def method_style(methods: Sequence[str], method: str) -> dict[str, str]:
