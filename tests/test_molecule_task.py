@@ -400,7 +400,7 @@ def perceptron(folder):
         (lambda folder: (folder / "config.json").write_text("{"), ["JSON"]),
         (cut_short, ["diffusion_pytorch_model.safetensors"]),
         (without_a_weight, ["enter.weight", "missing"]),
-        (configured(depth=3), ["size mismatch"]),
+        (configured(depth=3), ["expected shape"]),
         (perceptron, ["no SetTransformer"]),
         (another(max_elements=9), ["(9, 7, 7)", "(7, 7, 7)"]),
         (another(in_channels=8), ["(7, 8, 7)", "(7, 7, 7)"]),

@@ -116,6 +116,8 @@ rule branch_snapshots:
         "<logs>/branch_snapshots/{task}_{setting}_seed{seed}.log",
     benchmark:
         "<benchmarks>/branch_snapshots/{task}_{setting}_seed{seed}.tsv"
+    # Only tables wait for it: left for when there is nothing else to do.
+    priority: -1
     conda:
         "../../envs/torch.yaml"
     threads: config["compute"]["threads"]["default"]

@@ -27,8 +27,7 @@ def load_judge(folder: str | Path, device: torch.device | str, batch_size: int) 
     with reading(folder / "config.json", "configuration of a judge"):
         config = read_json(folder / "config.json")
     if config.get("_class_name") == QuestionScorer.__name__:
-        scorer = load_saved(folder, {QuestionScorer.__name__: QuestionScorer})
-        return ScorerModel(scorer.to(device), batch_size)
+        return ScorerModel(load_saved(folder, {QuestionScorer.__name__: QuestionScorer}, device), batch_size)
     if "mm_projector_type" in config:
         parts = {"tokenizer": folder / "tokenizer", "clip": folder / "clip"}
         return load_clip_flant5(folder, **parts, device=device, batch_size=batch_size)

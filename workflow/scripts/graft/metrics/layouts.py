@@ -16,7 +16,6 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from graft.errors import UserError
@@ -96,7 +95,7 @@ def maximum_iou(generated: tuple[Array, Array], reference: tuple[Array, Array]) 
     pages, references = _by_classes(*generated), _by_classes(*reference)
     shared = [classes for classes in pages if classes in references]
     scores = [_page_scores(pages[classes], references[classes], classes).numpy() for classes in shared]
-    matched = [score[linear_sum_assignment(score, maximize=True)] for score in scores]
+    matched = [_assigned(score) for score in scores]
     return float(np.concatenate(matched).mean()) if matched else math.nan
 
 
@@ -186,5 +185,12 @@ def _over_subsets(values: Tensor) -> Tensor:
 def _by_assignment(values: Tensor) -> Tensor:
     """`_largest_sum`, one pair of pages after another."""
     matrices = values.flatten(2).permute(2, 0, 1).contiguous().numpy()
-    sums = [matrix[linear_sum_assignment(matrix, maximize=True)].sum() for matrix in matrices]
+    sums = [_assigned(matrix).sum() for matrix in matrices]
     return torch.tensor(sums, dtype=values.dtype).view(values.shape[2:])
+
+
+def _assigned(values: np.ndarray) -> np.ndarray:
+    """Of values (n, m) those of the one-to-one assignment with the largest sum, (min(n, m),)."""
+    from scipy.optimize import linear_sum_assignment  # takes a third of a second, which jobs that measure nothing save
+
+    return values[linear_sum_assignment(values, maximize=True)]

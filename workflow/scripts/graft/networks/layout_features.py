@@ -56,8 +56,8 @@ class LayoutFeatures(ModelMixin, ConfigMixin):
         """Features (n, width) float32 on the CPU of pages, `batch_size` at a time."""
         parts = []
         for some, kinds in zip(boxes.split(batch_size), classes.split(batch_size), strict=True):
-            kinds = kinds.long().to(self.device)
-            parts.append(self(some.float().to(self.device), kinds, torch.zeros_like(kinds, dtype=torch.bool))[0].cpu())
+            kinds = kinds.long().to(self.page.device)
+            parts.append(self(some.float().to(kinds.device), kinds, torch.zeros_like(kinds, dtype=torch.bool))[0].cpu())
         return torch.cat(parts)
 
 

@@ -111,7 +111,7 @@ class ScorerModel:
                 f"the scorer takes images of {size} x {size} pixels, not of {width} x {height}; resize them"
             )
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
-        device = self.network.device
+        device = next(self.network.parameters()).device
         return softplus(-self.network(pixels.to(device), self.network.tokens(texts).to(device)))
 
 

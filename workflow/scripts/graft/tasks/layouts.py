@@ -212,7 +212,7 @@ class Layouts(SetTask):
 
         Raises UserError if there are too few pages for FD, or the network is for another number of classes.
         """
-        network = load_saved(judges["features"], {"LayoutFeatures": LayoutFeatures}).to(compute.device)
+        network = load_saved(judges["features"], {"LayoutFeatures": LayoutFeatures}, compute.device)
         if network.config.classes != len(CLASSES):
             raise UserError(f"{judges['features']}: for {network.config.classes} classes, pages have {len(CLASSES)}")
         held_out = Pages(*pages(str(data), held_out=True))

@@ -96,7 +96,7 @@ class SetTask:
 
         Raises UserError if there is none, or one for other points.
         """
-        network = load_saved(folder, {"SetTransformer": SetTransformer})
+        network = load_saved(folder, {"SetTransformer": SetTransformer}, device)
         config, (count, channels) = network.config, self.shape
         found = (config.max_elements, config.in_channels, config.out_channels)
         if found != (count, self.in_channels, channels):
@@ -106,11 +106,11 @@ class SetTask:
             )
         if config.spatial != self.spatial:
             raise UserError(f"{folder}: a SetTransformer with spatial = {config.spatial}, this task needs the other")
-        return network.to(device)
+        return network
 
     def load_tuned(self, base: SetTransformer, folder: str | Path) -> SetTransformer:
         """A fine-tuned model, which is a network of its own beside the base."""
-        return self.load_network(folder, device=base.device)
+        return self.load_network(folder, device=next(base.parameters()).device)
 
     def tunable(
         self, base: SetTransformer, previous: str | Path | None, adapter: None, seed: int, run: int

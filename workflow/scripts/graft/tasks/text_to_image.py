@@ -373,7 +373,7 @@ def scored(samples: Pictures, judge: VisualQuestionModel, compute: Compute) -> T
 
 def digit_classifier(folder: str | Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     """A function from grey tiles (m, 1, s, s) uint8 to their digits (m,), by a saved `ImageClassifier`."""
-    network = load_saved(folder, {"ImageClassifier": ImageClassifier}).to(device)
+    network = load_saved(folder, {"ImageClassifier": ImageClassifier}, device)
     return lambda tiles: network(tiles.to(device)).argmax(dim=1).cpu()
 
 
