@@ -11,7 +11,7 @@ demo: .venv/installed
 	@echo "Open results/demo/report.html; tables and figures are beside it."
 
 test: lint
-	python -m pytest --numprocesses $(CORES) --dist loadfile
+	python -m pytest --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed
 	ruff check .

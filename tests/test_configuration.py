@@ -273,7 +273,7 @@ def test_no_method_is_called_base(message, enumerated):
         ("methods.ddpo.iterations", 7, "methods.ddpo.iterations", "7 does not divide rollouts.samples = 4096"),
         ("sampler.eta", 0, "methods.ddpo", "raise sampler.eta above 0"),
         ("rollouts.shards", 9, "rollouts.shards", "9 shards of 8 batches"),
-        ("evaluation.shards", 5, "evaluation.shards", "5 shards of 4 batches"),
+        ("evaluation.shards", 5, "evaluation.shards", "5 shards of 3 batches"),
         ("evaluation.branched", 4097, "evaluation.branched", "4097 is more than rollouts.samples = 4096"),
         ("evaluation.levels", [0.5, 0.3], "evaluation.levels.1", "0.3 of 24 sampler steps"),
         ("tuning.seed", 0, "tuning.seed", "is among seeds"),

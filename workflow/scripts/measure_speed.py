@@ -1,9 +1,7 @@
 """Measure, on freshly built networks of a setting, what the sampler adds to bare forward passes, and the training."""
 
 import json
-from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 
 import torch
 
@@ -11,10 +9,9 @@ from graft.files import write_json
 from graft.jobs import compute_of, run
 from graft.networks.flows import count_flops, velocity_of
 from graft.sampling import flow_stage, sample
-from graft.shards import ShardedTensor, write_tensors
-from graft.speed import PASSES_OF_A_STEP, matmul_flops_per_second, seconds_per_call
+from graft.speed import PASSES_OF_A_STEP, matmul_flops_per_second, seconds_per_call, seconds_per_step
 from graft.tasks.images import Images
-from graft.training import TrainingSettings, train
+from graft.training import TrainingSettings
 
 STEPS = 20
 TRAINING_STEPS = 200
@@ -68,21 +65,9 @@ def time_training(job, task, compute):
     """Seconds of a training step on random images."""
     rng, count = torch.Generator().manual_seed(0), job.params.training["batch_size"]
     images = torch.randint(256, (count, *task.shape), generator=rng, dtype=torch.uint8)
-    with TemporaryDirectory() as folder:
-        data = Path(folder) / "images.safetensors"
-        write_tensors(data, {"images": images}, {})
-        log = train(
-            task.build_network(job.params.network, seed=0, run=0),
-            [[ShardedTensor([data], "images")]],
-            task.loss,
-            TrainingSettings(**{**job.params.training, "steps": TRAINING_STEPS}),
-            seed=0,
-            run=0,
-            compute=compute,
-            checkpoint=Path(folder) / "checkpoint.safetensors",
-            identity="",
-        )
-    return log.seconds_per_step
+    network = task.build_network(job.params.network, seed=0, run=0)
+    settings = TrainingSettings(**{**job.params.training, "steps": TRAINING_STEPS})
+    return seconds_per_step(network, [images], task.loss, settings, compute)
 
 
 run(main, snakemake)

@@ -5,8 +5,6 @@ On a CPU a network of 1 M parameters takes its place. Most of the minutes that i
 
 import json
 import time
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from diffusers import AutoencoderKL
@@ -17,9 +15,9 @@ from graft.jobs import compute_of, run
 from graft.networks.stable_diffusion import AdaptedStableDiffusion, build_stable_diffusion
 from graft.rollouts import SamplerSettings, roll_out
 from graft.seeding import ChunkedNormal, Draw
-from graft.speed import seconds_per_call
+from graft.speed import seconds_per_call, seconds_per_step
 from graft.tasks.text_to_image import TextToImage
-from graft.training import TrainingSettings, train
+from graft.training import TrainingSettings
 
 BATCH, TRAINING_BATCH, TRAINING_STEPS = 64, 32, 60
 LARGE = {
@@ -134,19 +132,8 @@ def time_training(task, adapted, compute):
     def loss(model, x_0, prompt, generator):
         return task.denoising_loss(model, x_0, 0.0, {"prompt": prompt}, generator)
 
-    with TemporaryDirectory() as folder:
-        log = train(
-            adapted,
-            [[latents, torch.zeros(256, dtype=torch.long)]],
-            loss,
-            TrainingSettings(TRAINING_STEPS, TRAINING_BATCH, learning_rate=1e-4, ema_decay=0.99),
-            seed=0,
-            run=0,
-            compute=compute,
-            checkpoint=Path(folder) / "checkpoint.safetensors",
-            identity="",
-        )
-    return log.seconds_per_step
+    settings = TrainingSettings(TRAINING_STEPS, TRAINING_BATCH, learning_rate=1e-4, ema_decay=0.99)
+    return seconds_per_step(adapted, [latents, torch.zeros(256, dtype=torch.long)], loss, settings, compute)
 
 
 run(main, snakemake)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from torch import Tensor, nn
 
 from graft.compute import Compute
+from graft.training import TrainingSettings, train
 
 PASSES_OF_A_STEP = 3
 """What a training step costs, in forward passes: one forward, two for the gradients."""
@@ -24,6 +28,20 @@ def seconds_per_call(call: Callable[[], object], compute: Compute, repeats: int)
         compute.synchronize()
         times.append(time.perf_counter() - start)
     return sorted(times)[len(times) // 2]
+
+
+def seconds_per_step(
+    model: nn.Module,
+    arrays: Sequence[Tensor],
+    loss: Callable[..., Tensor],
+    settings: TrainingSettings,
+    compute: Compute,
+) -> float | None:
+    """Seconds of a step of a training on the rows of `arrays`, without compilation; see `graft.training.train`."""
+    with TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "checkpoint.safetensors"
+        log = train(model, [arrays], loss, settings, seed=0, run=0, compute=compute, checkpoint=checkpoint, identity="")
+    return log.seconds_per_step
 
 
 def matmul_flops_per_second(compute: Compute) -> float:
