@@ -116,7 +116,7 @@ rule branch_snapshots:
         "<logs>/branch_snapshots/{task}_{setting}_seed{seed}.log",
     benchmark:
         "<benchmarks>/branch_snapshots/{task}_{setting}_seed{seed}.tsv"
-    # Only tables wait for it: left for when there is nothing else to do.
+    # Only tables and the theory wait for it: left for when there is nothing else to do.
     priority: -1
     conda:
         "../../envs/torch.yaml"

@@ -123,7 +123,7 @@ COLOURS = [
     *("#882255", "#332288", "#000000"),
 ]
 MARKERS = "osDv^P*Xhd<>p8"
-"""One more than colours, so that the pairs do not come round before long."""
+"""One more than colours, so that no pair comes twice among 182 methods."""
 
 
 def method_style(methods: Sequence[str], method: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ def is_plain(method: Mapping[str, Any]) -> bool:
 
 
 POLICY_GRADIENT_LENGTH = 4
-"""How many other methods take as long: a policy gradient draws its own rollouts, again and again."""
+"""How many other methods take as long on a GPU: a policy gradient draws its own rollouts, again and again."""
 
 
 @dataclass(frozen=True)
