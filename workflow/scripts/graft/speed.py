@@ -37,7 +37,7 @@ def seconds_per_step(
     settings: TrainingSettings,
     compute: Compute,
 ) -> float | None:
-    """Seconds of a step of a training on the rows of `arrays`, after compilation and warm-up; see `graft.training.train`."""
+    """Seconds of a step of training on the rows of `arrays`, once it is compiled and warm (`graft.training.train`)."""
     with TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "checkpoint.safetensors"
         log = train(model, [arrays], loss, settings, seed=0, run=0, compute=compute, checkpoint=checkpoint, identity="")
