@@ -48,7 +48,7 @@ def by_rejection(job, task, compute, name, method, network, start):
     start: what anchored methods tell their relearning by.
     """
     sampler, source = SamplerSettings(**job.params.sampler), "base" if int(job.wildcards.round) == 1 else name
-    cut, (selected,) = sampler.index(method["cut"]), map(pd.read_csv, job.input.selected)
+    cut, selected = sampler.index(method["cut"]), pd.read_csv(job.input.selected[0])
     rows = selected[selected["method"] == name]
     chosen, anchor = torch.tensor(rows["index"].to_numpy()), None
     names = TensorFile(job.input.samples[0]).group("condition")

@@ -62,7 +62,7 @@ def time_sampling(network, task, batch_size, compute):
 
 
 def time_training(job, task, compute):
-    """Seconds of a training step on random images."""
+    """Seconds of a training step on random images, which are in memory: reading them from files is not in it."""
     rng, count = torch.Generator().manual_seed(0), job.params.training["batch_size"]
     images = torch.randint(256, (count, *task.shape), generator=rng, dtype=torch.uint8)
     network = task.build_network(job.params.network, seed=0, run=0)

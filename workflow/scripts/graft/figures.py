@@ -119,8 +119,19 @@ def _title(chain: Chain) -> str:
 
 
 COLOURS = [
-    *("#444444", "#999999", "#0072b2", "#56b4e9", "#009e73", "#8fce9c", "#e69f00", "#d55e00", "#cc79a7", "#f0e442"),
-    *("#882255", "#332288", "#000000"),
+    "#444444",
+    "#999999",
+    "#0072b2",
+    "#56b4e9",
+    "#009e73",
+    "#8fce9c",
+    "#e69f00",
+    "#d55e00",
+    "#cc79a7",
+    "#f0e442",
+    "#882255",
+    "#332288",
+    "#000000",
 ]
 MARKERS = "osDv^P*Xhd<>p8"
 """One more than colours, so that no pair comes twice among 182 methods."""
