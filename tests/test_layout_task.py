@@ -327,9 +327,9 @@ def aligned_and_overlapping():
     return Pages(boxes, classes)
 
 
-def reward(samples, cpu, function="tidiness", **weights):
-    settings = {"function": function, "weights": {"alignment": 1.0, "overlap": 3.0, **weights}}
-    return DRAWN.rewards(samples, settings, cpu)
+def reward(samples, cpu, function="tidiness", judge=None, **weights):
+    settings = {"function": function, "weights": {"alignment": 1.0, "overlap": 3.0, "realism": 0.0, **weights}}
+    return DRAWN.rewards(samples, {**settings, "judge": judge, "batch_size": 7}, cpu)
 
 
 def test_tidiness_is_minus_the_weighted_sum_of_alignment_and_overlap(cpu):
@@ -340,6 +340,17 @@ def test_tidiness_is_minus_the_weighted_sum_of_alignment_and_overlap(cpu):
     samples = some_pages(20)
     expected = -(100 * alignment(samples.boxes, samples.mask) + 3 * overlap(samples.boxes, samples.mask))
     np.testing.assert_allclose(reward(samples, cpu), expected, rtol=1e-6)
+
+
+def test_realism_adds_the_log_odds_under_the_judge_of_the_reward(tmp_path, cpu):
+    judge, samples = features(seed=5), some_pages(20)
+    judge.save_pretrained(tmp_path / "reward")
+    states = judge(*samples, hidden=torch.zeros_like(samples.mask))[0]
+    real = torch.sigmoid(judge.real(states).flatten().double())
+    by_hand = reward(samples, cpu) + 0.5 * torch.log(real / (1 - real)).detach().numpy()
+    found = reward(samples, cpu, judge=tmp_path / "reward", realism=0.5)
+    np.testing.assert_allclose(found, by_hand, rtol=1e-5, atol=1e-6)
+    assert np.ptp(found - reward(samples, cpu)) > 1e-3, "pages differ in it"
 
 
 def test_a_users_reward_gets_boxes_and_class_names_of_the_elements_alone(tmp_path, monkeypatch, cpu):
@@ -489,6 +500,9 @@ def test_a_short_training_tells_disturbed_pages_and_names_hidden_classes(monkeyp
     assert sum(untrained.values()) / 2 < 0.65
     assert found["real_recognised"] > 0.8
     assert found["disturbed_recognised"] > 0.8
+    moved, untouched = disturb(boxes, classes, generator(8))
+    realism = network.realism_of(moved, classes, batch_size=200)
+    assert realism[untouched].mean() > realism[~untouched].mean() + 1
     hidden = torch.zeros_like(classes, dtype=torch.bool)
     hidden[:, 2] = classes[:, 2] > 0
     named = network.name(network(boxes, classes, hidden)[1])[hidden].argmax(dim=1) + 1

@@ -11,7 +11,7 @@ from test_workflow import TINY_DDPO, TINY_TRAINING, Checkout, alone, finished_ru
 from graft.files import read_json
 from graft.layout_formats import CLASSES
 from graft.shards import TensorFile
-from graft.tasks.layouts import Layouts, pages
+from graft.tasks.layouts import Layouts, load_judge, pages
 
 REJECTION = {"rule": None, "cut": 0.0, "deduplicate": False, "learning_rate": 1e-2}
 NETWORK = {"width": 8, "depth": 1, "heads": 2}
@@ -21,7 +21,11 @@ DRAWN = {
     "base": {"pretrained": None, "network": NETWORK, "training": TINY_TRAINING},
     "judges": {"pretrained": None, "batch_size": 256, "network": NETWORK, "training": TINY_TRAINING},
     "sampler": {"steps": 4, "shift": 1.0, "eta": 1.0, "batch_size": 64},
-    "reward": {"function": "tidiness", "weights": {"alignment": 1.0, "overlap": 3.0}, "max_failed": 0.0},
+    "reward": {
+        "function": "tidiness",
+        "weights": {"alignment": 1.0, "overlap": 3.0, "realism": 0.25},
+        "max_failed": 0.0,
+    },
     "rollouts": {"samples": 64, "shards": 1, "rounds": 1},
     "fine_tuning": {"jobs": 1, "training": {"steps": 4, "batch_size": 32, "ema_decay": 0.0}},
     "methods": {
@@ -33,7 +37,7 @@ DRAWN = {
     "tuning": {"seed": 1000, "learning_rates": [1e-3]},
     "evaluation": {"samples": 64, "shards": 1, "branched": 16, "branches": 2, "levels": [1.0]},
 }
-"""Classes drawn with the boxes, tidiness as the reward."""
+"""Classes drawn with the boxes, tidiness with realism as the reward."""
 
 GIVEN = {
     **DRAWN,
@@ -155,7 +159,8 @@ def test_metrics_are_those_of_the_kept_samples(finished, table, cpu, name):
     for method, found in samples.items():
         expected = task.metrics(found, reference)
         if name == "drawn":
-            expected["reward"] = -expected["alignment_x100"] - 3 * expected["overlap"]
+            realism = load_judge(folder / "judges/reward", cpu.device).realism_of(*found, batch_size=100)
+            expected["reward"] = -expected["alignment_x100"] - 3 * expected["overlap"] + 0.25 * realism.mean().item()
         else:
             shown = (found.classes == CLASSES.index("table") + 1) | (found.classes == CLASSES.index("figure") + 1)
             expected["reward"] = (found.boxes[..., 2:].prod(dim=2) * shown).sum(dim=1).double().mean().item()
@@ -207,10 +212,15 @@ def test_the_figure_and_the_pictures_of_all_rows_open(finished):
         assert len(sizes) == 1
 
 
-def test_the_accuracy_of_the_feature_network_is_recorded(finished):
-    found = read_json(finished.folder / FOLDER.format("drawn") / "judges/accuracy.json")
-    assert found.keys() == {"real_recognised", "disturbed_recognised"}
-    assert all(0 <= share <= 1 for share in found.values())
+def test_judges_and_their_accuracies_are_recorded(finished):
+    judges = finished.folder / FOLDER.format("drawn") / "judges"
+    found = read_json(judges / "accuracy.json")
+    assert found.keys() == {"features", "reward"}
+    for accuracy in found.values():
+        assert accuracy.keys() == {"real_recognised", "disturbed_recognised"}
+        assert all(0 <= share <= 1 for share in accuracy.values())
+    weights = [(judges / name / "diffusion_pytorch_model.safetensors").read_bytes() for name in found]
+    assert weights[0] != weights[1], "two judges"
 
 
 def test_a_finished_run_is_finished(finished):
@@ -221,7 +231,8 @@ def test_what_one_run_has_trained_serves_another(finished, tmp_path):
     """Which trains neither the base nor the network behind FD."""
     own = finished.folder / FOLDER.format("drawn")
     base = {**DRAWN["base"], "pretrained": str(own / "base")}
-    judges = {**DRAWN["judges"], "pretrained": {"features": str(own / "judges/features")}}
+    pretrained = {name: str(own / "judges" / name) for name in ("features", "reward")}
+    judges = {**DRAWN["judges"], "pretrained": pretrained}
     checkout, settings = LayoutCheckout(tmp_path), {"drawn": {**DRAWN, "base": base, "judges": judges}}
     assert "train_judges" not in checkout.planned(*TARGETS, settings=settings)
     done = checkout.run(f"{FOLDER.format('drawn')}/base", settings=settings)
@@ -250,8 +261,12 @@ def test_what_one_run_has_trained_serves_another(finished, tmp_path):
             {"methods": {"graft": {"rule": {"type": "BestOf", "n": 8, "k": None, "m": None}}}},
             "methods.graft.rule.n: 8 is more than points.rollouts_per_condition = 4, and rules accept within a",
         ),
+        (
+            {"reward": {"function": "tidiness"}, "judges": {"pretrained": {"features": "some/folder"}}},
+            "reward.weights.realism: needs a judge; name its folder in judges.pretrained.reward, or set",
+        ),
     ],
-    ids=["weights", "alignment", "rollouts_per_condition", "TopK", "BestOf"],
+    ids=["weights", "alignment", "rollouts_per_condition", "TopK", "BestOf", "realism"],
 )
 def test_a_bad_configuration_is_one_clear_line(finished, blocks, complaint):
     done = finished.run(*TARGETS, arguments=["--dry-run"], settings={"given": merged(GIVEN, blocks)})

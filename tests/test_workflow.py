@@ -139,7 +139,7 @@ def merged(base, change):
     """`base` with the leaves of `change`, both left as they are."""
     result = dict(base)
     for key, value in change.items():
-        result[key] = merged(base.get(key, {}), value) if isinstance(value, dict) else value
+        result[key] = merged(base.get(key) or {}, value) if isinstance(value, dict) else value
     return result
 
 

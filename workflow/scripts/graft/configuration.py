@@ -60,6 +60,8 @@ def check_references(config: dict[str, Any], assets: dict[str, Any]) -> None:
                 _check_group_size(place, settings[name])
             if "inversion" in settings[name]:
                 _check_corrections(place, settings[name])
+            if "weights" in settings[name].get("reward", {}):
+                _check_realism(place, settings[name])
             if "guidance" in settings[name]["points"]:
                 _check_latents(place, settings[name])
 
@@ -112,6 +114,16 @@ def _check_group_size(place: str, setting: dict[str, Any]) -> None:
                 f"{place}.methods.{name}.rule.{of}: {rule[of]} is more than points.rollouts_per_condition = {size}, "
                 "and rules accept within a condition"
             )
+
+
+def _check_realism(place: str, setting: dict[str, Any]) -> None:
+    """Check that there is a judge to reward realism, if it is rewarded."""
+    judges, reward = setting["judges"]["pretrained"], setting["reward"]
+    if reward["function"] == "tidiness" and reward["weights"]["realism"] and judges and "reward" not in judges:
+        raise UserError(
+            f"{place}.reward.weights.realism: needs a judge; name its folder in judges.pretrained.reward, or set "
+            "judges.pretrained to null to train it"
+        )
 
 
 def _check_network(place: str, network: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The network whose features the Frechet distance of layouts is measured on."""
+"""The network whose features the Frechet distance of layouts is measured on, and which tells real pages."""
 
 from __future__ import annotations
 
@@ -50,6 +50,12 @@ class LayoutFeatures(ModelMixin, ConfigMixin):
         absent = torch.cat([torch.zeros_like(hidden[:, :1]), classes == 0], dim=1)
         states = self.norm(self.body(sequence, src_key_padding_mask=absent))
         return states[:, 0], states[:, 1:]
+
+    @torch.no_grad()
+    def realism_of(self, boxes: Tensor, classes: Tensor, batch_size: int) -> Tensor:
+        """Log-odds (n,) float32 on the CPU, in nats, that pages are real and not disturbed, `batch_size` at a time."""
+        features = self.features_of(boxes, classes, batch_size)
+        return self.real(features.to(self.page.device)).flatten().cpu()
 
     @torch.no_grad()
     def features_of(self, boxes: Tensor, classes: Tensor, batch_size: int) -> Tensor:

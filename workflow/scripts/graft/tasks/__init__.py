@@ -19,7 +19,7 @@ from typing import Any
 
 TASKS = {"images": "Images", "molecules": "Molecules", "text_to_image": "TextToImage", "layouts": "Layouts"}
 
-JUDGES = {"text_to_image": ("reward", "evaluation", "truth"), "layouts": ("features",)}
+JUDGES = {"text_to_image": ("reward", "evaluation", "truth"), "layouts": ("reward", "features")}
 """The networks that measure a task's samples, by the names that its `rewards` and `reference` know."""
 
 REWARD_TASKS = {

@@ -38,8 +38,8 @@ GRID = 127
 COLOURS = {"text": "#f67088", "title": "#ad9c31", "list": "#33b07a", "table": "#38a8c5", "figure": "#cc79f4"}
 """Those of LayoutGAN++'s figures (Kikuchi et al. 2021): as many evenly spaced hues of HUSL as there are classes."""
 
-JUDGES_RUN = 1
-"""Number of the judge's stream of random numbers."""
+JUDGES_RUNS = {"features": 1, "reward": 2}
+"""Numbers of the judges' streams of random numbers."""
 
 PICTURE = (106, 150)
 """Width and height in pixels of a drawn page, in the proportions of paper."""
@@ -177,13 +177,18 @@ class Layouts(SetTask):
     def rewards(self, samples: Pages, reward: dict[str, Any], compute: Compute) -> np.ndarray:
         """Reward (B,) float64 of each page, NaN where the function fails; see `graft.rewards.per_sample`.
 
-        `tidiness` is -(a 100 alignment + o overlap) with the `weights` a and o; a user's function takes the boxes
-        (n, 4), centre and size, and the names of the classes of a page's n elements.
+        `tidiness` is -(a 100 alignment + o overlap) + r realism with the `weights` a, o and r, realism being the
+        log-odds, under the judge of the reward, that the page is a real one (`LayoutFeatures.realism_of`). A user's
+        function takes the boxes (n, 4), centre and size, and the names of the classes of a page's n elements.
         """
         if reward["function"] == "tidiness":
             weights = reward["weights"]
             untidy = weights["alignment"] * 100 * alignment(samples.boxes, samples.mask)
-            return -(untidy + weights["overlap"] * overlap(samples.boxes, samples.mask)).double().numpy()
+            tidy = -(untidy + weights["overlap"] * overlap(samples.boxes, samples.mask)).double()
+            if weights["realism"]:
+                judge = load_judge(reward["judge"], compute.device)
+                tidy += weights["realism"] * judge.realism_of(*samples, batch_size=reward["batch_size"]).double()
+            return tidy.numpy()
         arguments = (
             (boxes[classes > 0], [CLASSES[number - 1] for number in classes[classes > 0]])
             for boxes, classes in zip(samples.boxes.numpy(), samples.classes.numpy(), strict=True)
@@ -200,21 +205,24 @@ class Layouts(SetTask):
     def train_judges(
         self, data: str | Path, network: dict, training: dict, seed: int, compute: Compute, fit: Callable
     ) -> dict[str, float]:
-        """Train the network whose features FD is on, on the training pages; what it tells of the held-out ones."""
-        with drawn_weights(seed, JUDGES_RUN):
-            judge = LayoutFeatures(classes=len(CLASSES), **network)
-        fit("features", judge, list(pages(data, held_out=False)), layout_features_loss, training, run=JUDGES_RUN)
-        held_out = (part.to(compute.device) for part in pages(data, held_out=True))
-        return tells_disturbed(judge, *held_out, generator(seed, Draw.REFERENCE, device=compute.device))
+        """Train the network whose features FD is on, and apart from it the one that rewards realism, on the training
+        pages; what each tells of the held-out ones.
+        """
+        accuracy = {}
+        for name, run in JUDGES_RUNS.items():
+            with drawn_weights(seed, run):
+                judge = LayoutFeatures(classes=len(CLASSES), **network)
+            fit(name, judge, list(pages(data, held_out=False)), layout_features_loss, training, run=run)
+            held_out = (part.to(compute.device) for part in pages(data, held_out=True))
+            accuracy[name] = tells_disturbed(judge, *held_out, generator(seed, Draw.REFERENCE, device=compute.device))
+        return accuracy
 
     def reference(self, data: str | Path, judges: dict[str, Any], compute: Compute) -> dict[str, Any]:
         """What `metrics` measures against: the held-out pages, and the network whose features FD is on.
 
         Raises UserError if there are too few pages for FD, or the network is for another number of classes.
         """
-        network = load_saved(judges["features"], {"LayoutFeatures": LayoutFeatures}, compute.device)
-        if network.config.classes != len(CLASSES):
-            raise UserError(f"{judges['features']}: for {network.config.classes} classes, pages have {len(CLASSES)}")
+        network = load_judge(judges["features"], compute.device)
         held_out = Pages(*pages(str(data), held_out=True))
         if len(held_out.boxes) < 2:
             raise UserError(f"{data}: FD needs two held-out pages or more, there is one; add some")
@@ -279,6 +287,15 @@ class Pages:
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.boxes, self.classes))
+
+
+@cache
+def load_judge(folder: str | Path, device: torch.device) -> LayoutFeatures:
+    """The judge that `train_judges` or a user saved. Raises UserError if it is for another number of classes."""
+    network = load_saved(folder, {"LayoutFeatures": LayoutFeatures}, device)
+    if network.config.classes != len(CLASSES):
+        raise UserError(f"{folder}: for {network.config.classes} classes, pages have {len(CLASSES)}")
+    return network
 
 
 @cache
