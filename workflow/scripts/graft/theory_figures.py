@@ -177,8 +177,9 @@ def draw_two_sample_tests(axes: Axes, rows: pd.DataFrame, title: str) -> None:
                     f"{found['removed_share']:.0%}", (x, max(height, 0.5)), ha="center", va="bottom", fontsize=7
                 )
         axes.annotate(label, (place, 0.44), ha="center", fontsize=9)
-    axes.set(ylabel="accuracy of a classifier", ylim=(0.42, 1.05), xticks=[])
-    axes.legend(fontsize=7, loc="upper left")
+    # Room for the legend above bars that may reach 1.
+    axes.set(ylabel="accuracy of a classifier", ylim=(0.42, 1.25), xticks=[], yticks=np.linspace(0.5, 1, 6))
+    axes.legend(fontsize=7, loc="upper left", ncols=2)
 
 
 def _title(axes: Axes, text: str) -> None:
