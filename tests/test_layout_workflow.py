@@ -228,7 +228,7 @@ def test_a_finished_run_is_finished(finished):
 
 
 def test_what_one_run_has_trained_serves_another(finished, tmp_path):
-    """Which trains neither the base nor the network behind FD."""
+    """Which trains neither the base nor the judges."""
     own = finished.folder / FOLDER.format("drawn")
     base = {**DRAWN["base"], "pretrained": str(own / "base")}
     pretrained = {name: str(own / "judges" / name) for name in ("features", "reward")}

@@ -204,7 +204,7 @@ class Layouts(SetTask):
 
     def train_judges(
         self, data: str | Path, network: dict, training: dict, seed: int, compute: Compute, fit: Callable
-    ) -> dict[str, float]:
+    ) -> dict[str, dict[str, float | None]]:
         """Train the network whose features FD is on, and apart from it the one that rewards realism, on the training
         pages; what each tells of the held-out ones.
         """
